@@ -1,0 +1,51 @@
+"""Attention sinks for the language models of Transformers: endless fluent text at constant cost (StreamingLLM).
+
+Use `from attention_sinks import AutoModelForCausalLM` in place of `from transformers import AutoModelForCausalLM`.
+"""
+
+from .versions import check_transformers
+
+check_transformers()
+
+from transformers import AutoTokenizer  # noqa: E402
+
+from .architectures import supported_model_types  # noqa: E402
+from .auto import (  # noqa: E402
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from .cache import AttentionSinkKVCache  # noqa: E402
+from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
+from .models.llama import (  # noqa: E402
+    LlamaForCausalLM,
+    LlamaForQuestionAnswering,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaModel,
+    LlamaPreTrainedModel,
+)
+
+__version__ = "0.5.0.dev0"
+
+__all__ = [
+    "AttentionSinkKVCache",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoTokenizer",
+    "LlamaForCausalLM",
+    "LlamaForQuestionAnswering",
+    "LlamaForSequenceClassification",
+    "LlamaForTokenClassification",
+    "LlamaModel",
+    "LlamaPreTrainedModel",
+    "attention_sinks_injected",
+    "inject_attention_sinks",
+    "remove_attention_sinks",
+    "supported_model_types",
+]

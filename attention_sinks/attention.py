@@ -1,0 +1,146 @@
+"""The attention of an injected model: one token over the buffers in place, or a block of queries over a band of keys."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from .call import CALL_ARGUMENT, LayerCall
+from .layer import take
+from .step import BlockStep, TokenStep, slot_order
+
+ATTENTION_NAME = "attention_sinks"
+"""The name under which attention modules of an injected model find `attention_sinks_attention`."""
+
+
+def attention_sinks_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of one layer for one call, with the signature of Transformers' `AttentionInterface`.
+
+    Parameters
+    ----------
+    query : torch.Tensor
+        [batch, num_attention_heads, n, head_dim], rotated at model positions.
+    key, value : torch.Tensor
+        [batch, num_key_value_heads, slots or layout, head_dim], as `SinkLayer.update` returned them.
+    attention_mask : torch.Tensor or None
+        Ignored: who sees whom is in the call's step.
+
+    Returns
+    -------
+    tuple
+        Output [batch, n, num_attention_heads, head_dim] and, with the eager implementation, the weights
+        [batch, num_attention_heads, n, columns], columns in the order of the stream.
+    """
+    call: LayerCall = kwargs.pop(CALL_ARGUMENT)
+    if isinstance(call.step, TokenStep):
+        return _attend_token(module, query, key, value, call, scaling=scaling, dropout=dropout, **kwargs)
+    return _attend_block(query, key, value, call, scaling, dropout)
+
+
+AttentionInterface.register(ATTENTION_NAME, attention_sinks_attention)
+
+
+# ---- one token
+
+
+def _attend_token(module, query, key, value, call, scaling, dropout, **kwargs):
+    """All keys of the buffer are visible and their order does not matter: any implementation will do."""
+    step: TokenStep = call.step
+    if call.implementation == "sdpa" and not dropout:
+        return _sdpa_token(query, key, value, step.visible, scaling), None
+    attend, mask = _implementation(module, call.implementation), _mask_for(call.implementation, step, query.dtype)
+    output, weights = attend(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+    if weights is not None:
+        order = slot_order(step, call.reach)[:, None, None]
+        weights = weights.gather(-1, order.expand(*weights.shape[:3], -1))
+    return output, weights
+
+
+def _sdpa_token(query, key, value, visible, scaling):
+    """The query heads that share a key head are taken as rows of one query: no key is repeated."""
+    batch, heads, _, width = query.shape
+    groups = query.reshape(batch, key.shape[1], -1, width)
+    output = nn.functional.scaled_dot_product_attention(groups, key, value, attn_mask=visible, scale=scaling)
+    return output.reshape(batch, 1, heads, value.shape[-1])
+
+
+def _implementation(module: nn.Module, name: str):
+    """The attention function the user chose; eager ones live beside the module's class."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return AttentionInterface().get_interface(name, eager)
+
+
+def _mask_for(implementation: str, step: TokenStep, dtype: torch.dtype) -> torch.Tensor | None:
+    """Visible slots as `implementation` wants them: 2D for flash attention, added to the scores for the others."""
+    if step.visible is None:
+        return None
+    if "flash" in implementation:
+        return step.visible[:, 0, 0]
+    return torch.zeros_like(step.visible, dtype=dtype).masked_fill_(~step.visible, torch.finfo(dtype).min)
+
+
+# ---- a block of queries
+
+
+def _attend_block(query, key, value, call, scaling, dropout):
+    """One softmax over the sinks, scored by queries turned towards them, and the band of recent keys.
+
+    scores = [ R(-delta_t) q_t . sinks | q_t . window and new keys ], exact for every query of the call.
+    """
+    step: BlockStep = call.step
+    query = _by_key_head(query, key.shape[1])
+    turned = query if call.turn is None else call.rotate(query.flatten(1, 2), call.turn).view_as(query)
+    sink_key, sink_value = take(key, step.sinks), take(value, step.sinks)
+    outputs, weights = [], [] if call.implementation == "eager" else None
+    for block in step.blocks:
+        to_sinks = _scores(turned[..., block.queries, :], sink_key, block.sink_bias, scaling)
+        to_band = _scores(query[..., block.queries, :], key[:, :, block.keys], block.bias, scaling)
+        probabilities = torch.cat([to_sinks, to_band], dim=-1).softmax(dim=-1).to(query.dtype)
+        probabilities = nn.functional.dropout(probabilities, dropout) if dropout else probabilities
+        on_sinks, on_band = probabilities.split([sink_key.shape[2], to_band.shape[-1]], dim=-1)
+        outputs.append(_mix(on_sinks, sink_value) + _mix(on_band, value[:, :, block.keys]))
+        if weights is not None:
+            weights.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], step))
+    output = torch.cat(outputs, dim=3).flatten(1, 2).transpose(1, 2).contiguous()
+    return output, torch.cat(weights, dim=2) if weights else None
+
+
+def _by_key_head(query: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """[batch, heads, n, d] -> [batch, key heads, heads per key head, n, d]."""
+    return query.unflatten(1, (key_heads, -1))
+
+
+def _scores(query, key, bias, scaling):
+    """Masked scores in float32 of `query` [batch, key heads, groups, n, d] with `key` [batch, key heads, m, d]."""
+    batch, heads, groups, columns, width = query.shape
+    scores = query.reshape(batch, heads, groups * columns, width) @ key.transpose(2, 3)
+    return scores.view(batch, heads, groups, columns, -1).float() * scaling + bias
+
+
+def _mix(weights, value):
+    """Values [batch, key heads, m, d] mixed by `weights` [batch, key heads, groups, n, m]."""
+    batch, heads, groups, columns, width = weights.shape
+    mixed = weights.reshape(batch, heads, groups * columns, width) @ value
+    return mixed.view(batch, heads, groups, columns, -1)
+
+
+def _in_stream_order(on_sinks, on_band, keys: slice, layout: int, step: BlockStep) -> torch.Tensor:
+    """Weights [batch, heads, n, columns]: sinks, window from old to new, new columns; columns never filled left out."""
+    weights = on_band.new_zeros(*on_band.shape[:-1], layout)
+    weights[..., keys] = on_band
+    where = step.sinks[:, None, None, None].expand(on_sinks.shape)
+    weights = weights.scatter_add(-1, where, on_sinks)
+    return weights.index_select(-1, step.filled).flatten(1, 2)

@@ -1,0 +1,155 @@
+"""`AttentionSinkKVCache`: the whole state of the streams of one batch."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from .injection import injection_of
+from .layer import SinkLayer
+from .positions import Rotary
+from .rows import Rows, Streams
+from .settings import SinkSettings
+
+
+class AttentionSinkKVCache(Cache):
+    """Sinks and window of every layer, for every row of a batch; constant in memory however long the streams.
+
+    Every row is a stream of its own. A query sees the first S tokens of its stream and the W most recent ones, at
+    positions counted within the cache (StreamingLLM, arXiv 2309.17453, section 3.2).
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A model with attention sinks injected; the cache serves this model only.
+    attention_sink_size : int, optional
+        S. Default: the model's setting.
+    attention_sink_window_size : int, optional
+        W. Default: the model's setting.
+
+    Raises
+    ------
+    ValueError
+        When the model has no attention sinks injected, or a size is out of range.
+    TypeError
+        When a size is not an int.
+
+    Examples
+    --------
+    >>> cache = AttentionSinkKVCache(model)
+    >>> for ids in pieces_of_an_endless_text:
+    ...     outputs = model(ids, past_key_values=cache, use_cache=True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attention_sink_size: int | None = None,
+        attention_sink_window_size: int | None = None,
+    ) -> None:
+        injection = injection_of(model)
+        defaults = injection.settings
+        self.settings = SinkSettings(
+            defaults.sink_size if attention_sink_size is None else attention_sink_size,
+            defaults.window_size if attention_sink_window_size is None else attention_sink_window_size,
+            defaults.prefill,
+        )
+        injection.warn_beyond_training(self.settings)
+        self.streams = Streams()
+        self._model = weakref.ref(injection.model)
+        super().__init__(layers=[SinkLayer(reach, self.streams) for reach in injection.reaches(self.settings)])
+
+    # ---- what it holds
+
+    @property
+    def tokens_seen(self) -> torch.Tensor:
+        """[batch] int64, real tokens each row has fed since the last reset."""
+        return torch.tensor(self.streams.seen, dtype=torch.long)
+
+    @property
+    def tokens_cached(self) -> torch.Tensor:
+        """[batch] int64, tokens the next query of each row sees besides itself; never above S+W."""
+        return self.tokens_seen.clamp(max=self.settings.visible_size - 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors; constant from the first call on."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.streams.seen) or -1
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Input columns seen since the last reset, padding included; `generate` slices its inputs by it."""
+        return self.streams.columns
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def __repr__(self) -> str:
+        s, w, prefill = self.settings.sink_size, self.settings.window_size, self.settings.prefill
+        return (
+            f"{type(self).__name__}(attention_sink_size={s}, attention_sink_window_size={w}, "
+            f"attention_sink_prefill={prefill!r}, layers={len(self.layers)}, tokens_seen={self.tokens_seen.tolist()}, "
+            f"tokens_cached={self.tokens_cached.tolist()}, nbytes={self.nbytes})"
+        )
+
+    # ---- what changes it
+
+    def reset(self) -> None:
+        """Forget all streams; the next call may bring another batch size."""
+        self.streams.clear()
+        for layer in self.layers:
+            layer.reset()
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Row i becomes what row `beam_idx[i]` was; beams reorder whole streams. `beam_idx` [batch] int64."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times in a row, as for beams or several returned sequences."""
+        self.batch_select_indices(torch.arange(len(self.streams.seen)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows at `indices` [new batch] int64 or bool [batch], in that order."""
+        if self.streams.rows is None:
+            return
+        indices = torch.arange(len(self.streams.seen), device=indices.device)[indices]
+        self.streams.rows = self.streams.rows.select(indices.tolist())
+        for layer in self.layers:
+            layer.batch_select_indices(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Not available: what a full ring has overwritten cannot be brought back."""
+        raise NotImplementedError(
+            f"crop({tokens_to_remove}) is not supported by {type(self).__name__}: tokens that left the window are gone. "
+            "Use copy.deepcopy(cache) before the tokens you may want to take back."
+        )
+
+    def rebase(self, shift: tuple[int, ...], rotaries: tuple[Rotary | None, ...]) -> None:
+        """Turn every recent key back by what its row's base moves; takes effect with `commit`."""
+        moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1])[:, None]
+        with torch.no_grad():
+            for layer, rotary in zip(self.layers, rotaries, strict=True):
+                if rotary is not None:
+                    layer.rebase(rotary, moved)
+
+    def commit(self, rows: Rows, columns: int) -> None:
+        """A call of `columns` columns is done and leaves the streams at `rows`: keep what its layers hold."""
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.commit()
+        self.streams.rows, self.streams.columns = rows, self.streams.columns + columns
+
+    def discard(self) -> None:
+        """A call broke off: the streams are as they were before it."""
+        for layer in self.layers:
+            layer.discard()
+
+    def serves(self, model: nn.Module) -> bool:
+        """Whether this cache was made for `model` (the base model itself)."""
+        return self._model() is model

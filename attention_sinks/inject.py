@@ -1,0 +1,168 @@
+"""Put attention sinks into a loaded model and take them out again without a trace."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .architectures import architecture_of
+from .attention import ATTENTION_NAME
+from .forward import attention_forward, rotary_forward, streaming_forward
+from .generation import OVERRIDES
+from .injection import MARK, Injection, base_model_of, without_adapter
+from .settings import SinkSettings
+
+
+def inject_attention_sinks(
+    model: nn.Module,
+    attention_sink_size: int = 4,
+    attention_sink_window_size: int = 1020,
+    attention_sink_prefill: str = "streaming",
+) -> nn.Module:
+    """Make a loaded model stream; injecting again replaces the settings.
+
+    Parameters
+    ----------
+    model : PreTrainedModel or PeftModel
+        Any supported model, with or without a head, also quantised, offloaded or PEFT-wrapped.
+    attention_sink_size : int, default 4
+        First tokens of every stream that are never evicted.
+    attention_sink_window_size : int, default 1020
+        Most recent tokens a query sees besides itself.
+    attention_sink_prefill : {"streaming", "dense"}, default "streaming"
+        Whether the tokens of one call see what they would see one by one, or every cached token and each other.
+
+    Returns
+    -------
+    nn.Module
+        `model` itself.
+
+    Raises
+    ------
+    NotImplementedError
+        When the architecture is not supported.
+    TypeError, ValueError
+        When `model` is no Transformers model or a setting is out of range. The model is then as it was.
+    """
+    settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+    base = base_model_of(model)
+    injection = Injection(base, settings, architecture_of(base.config))
+    remove_attention_sinks(model)
+    patches = _patch_model(injection, without_adapter(model))
+    base.__dict__[MARK] = Injected(injection, patches)
+    injection.warn_beyond_training(settings)
+    return model
+
+
+def remove_attention_sinks(model: nn.Module) -> nn.Module:
+    """Give `model` back as it was before `inject_attention_sinks`; a model without sinks is left alone."""
+    injected = base_model_of(model).__dict__.pop(MARK, None)
+    for patch in reversed(injected.patches if injected else []):
+        patch.undo()
+    return model
+
+
+@contextmanager
+def attention_sinks_injected(
+    model: nn.Module,
+    attention_sink_size: int = 4,
+    attention_sink_window_size: int = 1020,
+    attention_sink_prefill: str = "streaming",
+) -> Iterator[nn.Module]:
+    """`inject_attention_sinks` for the length of a `with` block; settings from before it come back after it."""
+    before = base_model_of(model).__dict__.get(MARK)
+    inject_attention_sinks(model, attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+    try:
+        yield model
+    finally:
+        if before is None:
+            remove_attention_sinks(model)
+        else:
+            inject_attention_sinks(model, *astuple(before.injection.settings))
+
+
+@dataclass
+class Patch:
+    """One attribute of one module replaced; knows how to put back what was there."""
+
+    module: nn.Module
+    name: str
+    value: Any
+    previous: Any = None
+
+    def apply(self) -> None:
+        self.previous = self.module.__dict__.get(self.name)
+        self.module.__dict__[self.name] = self.value
+
+    def undo(self) -> None:
+        for name in {self.name, "_old_forward"} if self.name == "forward" else {self.name, "forward"}:
+            if self.module.__dict__.get(name) is self.value:
+                self._restore(name)
+
+    def _restore(self, name: str) -> None:
+        if self.previous is not None:
+            self.module.__dict__[name] = self.previous
+        elif name == "_old_forward":  # accelerate wrapped the patch: it needs a forward to call
+            self.module.__dict__[name] = type(self.module).forward.__get__(self.module)
+        else:
+            del self.module.__dict__[name]
+
+
+@dataclass(frozen=True)
+class Injected:
+    """What a base model keeps under `MARK`: the injection and how to undo it."""
+
+    injection: Injection
+    patches: list[Patch]
+
+
+def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
+    """Patch the base model, its rotary and attention modules and, where there is one, `generate`."""
+    base, facts = injection.model, injection.architecture
+    patches = [_forward_patch(base, streaming_forward)]
+    if facts.rotary:
+        patches.append(_forward_patch(getattr(base, facts.rotary), rotary_forward))
+    own_config = _with_attention(base.config)
+    for module in base.modules():
+        if type(module).__name__ == facts.attention:
+            patches += [_forward_patch(module, attention_forward), Patch(module, "config", own_config)]
+    if outer.can_generate():
+        patches += [
+            Patch(outer, name, _bound(override, outer, getattr(type(outer), name)))
+            for name, override in OVERRIDES.items()
+        ]
+    for patch in patches:
+        patch.apply()
+    return patches
+
+
+def _forward_patch(module: nn.Module, replacement: Callable) -> Patch:
+    """Where accelerate has hooked a module, its hook must stay outside: patch what the hook calls."""
+    name = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
+    previous = module.__dict__.get(name)
+    if getattr(previous, "__func__", None) is type(module).forward:
+        previous = None  # the class's own, which copies and pickles better by name
+    return Patch(module, name, _bound(partial(replacement, previous=previous), module, type(module).forward))
+
+
+def _with_attention(config: Any) -> Any:
+    """A copy of `config` for attention modules, naming our attention; the user's config keeps the user's choice."""
+    own = copy.copy(config)
+    own.__dict__["_attn_implementation_internal"] = ATTENTION_NAME
+    return own
+
+
+def _bound(function: Callable, module: nn.Module, like: Callable) -> partial:
+    """`function` with `module` as its first argument and the signature of `like`; copies and pickles with `module`."""
+    bound = partial(function, module)
+    parameters = list(inspect.signature(like).parameters.values())[1:]
+    bound.__signature__ = inspect.Signature([parameter.replace(annotation=parameter.empty) for parameter in parameters])
+    return bound

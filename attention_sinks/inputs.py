@@ -1,0 +1,205 @@
+"""What a call of the base model brings: read once, checked before anything is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .cache import AttentionSinkKVCache
+from .injection import Injection, injection_of
+from .masks import check_position_ids, real_columns
+from .rows import Rows
+from .settings import SinkSettings
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A checked call of the base model, ready to be cut into pieces."""
+
+    injection: Injection
+    given: dict[str, Any]
+    """Arguments by name, without those the library answers for: mask, positions, cache."""
+    batch_size: int
+    columns: int
+    device: torch.device
+    cache: AttentionSinkKVCache | None
+    """The cache to stream through; None for a call without a past that leaves nothing behind."""
+    keep_cache: bool
+    """Whether the cache is the caller's to keep."""
+    real: torch.Tensor | None
+    """[batch, columns] bool on the CPU, padding on the left; None: all columns are tokens of their streams."""
+    order: torch.Tensor | None
+    """[batch, columns], how columns were moved to bring padding to the left; None: they were not."""
+    with_gradients: bool
+    cuttable: bool
+    return_dict: bool
+
+    @property
+    def settings(self) -> SinkSettings:
+        """The sizes of this call: the cache's, or the model's where there is none."""
+        return (self.injection if self.cache is None else self.cache).settings
+
+    @property
+    def rows(self) -> Rows:
+        """Where the streams stand before the call."""
+        rows = self.cache.streams.rows if self.cache is not None else None
+        return Rows.empty(self.batch_size) if rows is None else rows
+
+    def pieces(self, size: int) -> list[slice]:
+        """The columns of the call, cut into pieces of `size` where that changes nothing."""
+        size = size if self.cuttable else self.columns
+        return [slice(start, min(start + size, self.columns)) for start in range(0, self.columns, size)]
+
+    def counts(self, piece: slice) -> tuple[int, ...]:
+        """Real tokens of each row in `piece`."""
+        if self.real is None:
+            return (piece.stop - piece.start,) * self.batch_size
+        return tuple(self.real[:, piece].sum(1).tolist())
+
+    def arguments(self, piece: slice) -> dict[str, Any]:
+        """Arguments of the base model's own forward for `piece`."""
+        arguments = dict(self.given)
+        for name in ("input_ids", "inputs_embeds"):
+            if (states := arguments.get(name)) is not None:
+                arguments[name] = _reordered(states, self.order)[:, piece]
+        # A mask of four dimensions is taken as it is; who sees whom is in the call's step.
+        arguments["attention_mask"] = torch.zeros((1, 1, 1, 1), device=self.device)
+        return {**arguments, "past_key_values": self.cache, "return_dict": True}
+
+    def restore_order(self, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
+        """Columns of the output where the caller had them."""
+        if self.order is None:
+            return output
+        back = self.order.argsort(dim=1)
+        output.last_hidden_state = _reordered(output.last_hidden_state, back)
+        if output.get("hidden_states") is not None:
+            output.hidden_states = tuple(_reordered(states, back) for states in output.hidden_states)
+        if output.get("attentions") is not None:
+            output.attentions = tuple(
+                None if weights is None else _reordered(weights.transpose(1, 2), back).transpose(1, 2)
+                for weights in output.attentions
+            )
+        return output
+
+
+def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs:
+    """Read and check the arguments of a call of the base model `model`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the argument, its value and the cure; nothing has been changed by then.
+    """
+    injection = injection_of(model)
+    given = injection.named(args, kwargs)
+    batch_size, columns, device = _shape(given)
+    return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
+    with_gradients = torch.is_grad_enabled()
+    cache, keep_cache = _cache(injection, given, batch_size, columns, with_gradients)
+    real = real_columns(given.pop("attention_mask", None), batch_size, columns, cache)
+    check_position_ids(given.pop("position_ids", None), real, batch_size, columns, cache)
+    _check_attentions(model, given, columns, (injection if cache is None else cache).settings.visible_size)
+    real, order = _padding_left(real, device)
+    return Inputs(
+        injection=injection,
+        given=given,
+        batch_size=batch_size,
+        columns=columns,
+        device=device,
+        cache=cache,
+        keep_cache=keep_cache,
+        real=real,
+        order=order,
+        with_gradients=with_gradients,
+        cuttable=not with_gradients and injection.settings.prefill == "streaming" and not _wants_attentions(model, given),
+        return_dict=return_dict is not False,
+    )
+
+
+def _shape(given: dict[str, Any]) -> tuple[int, int, torch.device]:
+    """Batch size, columns and device of the tokens, given as ids or as embeddings."""
+    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+    if (ids is None) == (embeds is None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+    states, name, dims = (ids, "input_ids", 2) if embeds is None else (embeds, "inputs_embeds", 3)
+    if states.dim() != dims or 0 in states.shape[:2]:
+        raise ValueError(
+            f"{name} has the shape {tuple(states.shape)}; it must be [batch, columns{', hidden_size' if dims == 3 else ''}]"
+            " with at least one of each."
+        )
+    return states.shape[0], states.shape[1], states.device
+
+
+def _cache(injection: Injection, given: dict, batch_size: int, columns: int, with_gradients: bool):
+    """The cache of the call and whether the caller keeps it."""
+    model, cache = injection.model, given.pop("past_key_values", None)
+    checkpointing = model.training and getattr(model, "is_gradient_checkpointing", False)
+    if cache is not None:
+        _check_cache(cache, injection, batch_size)
+        if checkpointing:
+            raise ValueError(
+                "past_key_values cannot be used while gradient checkpointing is on in training; leave it out or call "
+                "model.eval() or model.gradient_checkpointing_disable()."
+            )
+        return cache, True
+    use_cache = given.get("use_cache")
+    use_cache = getattr(model.config, "use_cache", False) if use_cache is None else use_cache
+    given["use_cache"] = use_cache = bool(use_cache) and not checkpointing
+    if use_cache or (columns > 1 and not with_gradients):
+        return AttentionSinkKVCache(model), use_cache
+    return None, False
+
+
+def _check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
+    if not isinstance(cache, AttentionSinkKVCache):
+        raise TypeError(
+            f"past_key_values is a {type(cache).__name__}, but a model with attention sinks streams through an "
+            "AttentionSinkKVCache; make one with AttentionSinkKVCache(model) or leave it out."
+        )
+    if not cache.serves(injection.model):
+        raise ValueError(
+            "past_key_values was made for another model; make one with AttentionSinkKVCache(model) for this model."
+        )
+    if cache.settings.prefill != injection.settings.prefill:
+        raise ValueError(
+            f"past_key_values was made with attention_sink_prefill={cache.settings.prefill!r}, but the model now has "
+            f"{injection.settings.prefill!r}; make a new AttentionSinkKVCache(model)."
+        )
+    if cache.streams.seen and len(cache.streams.seen) != batch_size:
+        raise ValueError(
+            f"the call has batch size {batch_size}, but past_key_values holds {len(cache.streams.seen)} rows; use the "
+            "same batch size, batch_select_indices / batch_repeat_interleave, or reset() the cache."
+        )
+
+
+def _wants_attentions(model: nn.Module, given: dict[str, Any]) -> bool:
+    return bool(given.get("output_attentions", getattr(model.config, "output_attentions", False)))
+
+
+def _check_attentions(model: nn.Module, given: dict[str, Any], columns: int, visible_size: int) -> None:
+    if _wants_attentions(model, given) and columns > visible_size:
+        raise ValueError(
+            f"output_attentions=True with a call of {columns} tokens: the weights of a call longer than sinks + window "
+            f"+ 1 = {visible_size} have no common columns; cut the call into shorter ones."
+        )
+
+
+def _padding_left(real: torch.Tensor | None, device: torch.device):
+    """`real` with padding moved to the left, and the order of columns that does it; (None, None) without padding."""
+    if real is None or bool(real.all()):
+        return None, None
+    order = real.int().argsort(dim=1, stable=True)
+    moved = not torch.equal(order, torch.arange(real.shape[1]).expand_as(order))
+    return real.gather(1, order), order.to(device) if moved else None
+
+
+def _reordered(states: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """`states` [batch, columns, …] with columns in the order `order` [batch, columns]."""
+    if order is None:
+        return states
+    index = order.to(states.device).view(*order.shape, *[1] * (states.dim() - 2))
+    return states.gather(1, index.expand(*order.shape, *states.shape[2:]))

@@ -1,0 +1,74 @@
+"""The counters of a batch of streams: what a cache remembers besides keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where every row of a batch stands in its own stream. Immutable: a call makes the next one.
+
+    Attributes
+    ----------
+    seen : tuple of int
+        Real tokens each row has fed so far; the stream position t of its next token.
+    base : tuple of int
+        What is subtracted from stream positions before they are turned into angles, so that angles stay small.
+    """
+
+    seen: tuple[int, ...]
+    base: tuple[int, ...]
+
+    @classmethod
+    def empty(cls, batch_size: int) -> Rows:
+        return cls((0,) * batch_size, (0,) * batch_size)
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def advance(self, counts: tuple[int, ...]) -> Rows:
+        """The rows after each has fed `counts[row]` more real tokens."""
+        return replace(self, seen=tuple(t + n for t, n in zip(self.seen, counts, strict=True)))
+
+    def select(self, indices: list[int]) -> Rows:
+        """The rows at `indices`, in that order, with repetitions."""
+        return Rows(tuple(self.seen[i] for i in indices), tuple(self.base[i] for i in indices))
+
+    def shift_for(self, new_tokens: int, sink_size: int, window_size: int) -> tuple[int, ...]:
+        """By how much each base has to move before a call of `new_tokens`; all zero when there is room.
+
+        Model positions t - base are kept below a limit of 2 (S + W + 1), beyond which a move brings the query back to
+        its cache position S + W. A key is moved about once in its life, so rounding errors do not add up.
+        """
+        room = sink_size + window_size
+        ahead = [t - b for t, b in zip(self.seen, self.base, strict=True)]
+        if max(ahead) + new_tokens - 1 < 2 * (room + 1):
+            return (0,) * len(self)
+        return tuple(max(0, position - room) for position in ahead)
+
+    def rebase(self, shift: tuple[int, ...]) -> Rows:
+        return replace(self, base=tuple(b + s for b, s in zip(self.base, shift, strict=True)))
+
+
+@dataclass
+class Streams:
+    """The counters of one cache, shared by its layers.
+
+    Attributes
+    ----------
+    rows : Rows or None
+        None until the first call fixes the batch size.
+    columns : int
+        Input columns seen, padding included.
+    """
+
+    rows: Rows | None = None
+    columns: int = 0
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        return self.rows.seen if self.rows else ()
+
+    def clear(self) -> None:
+        self.rows, self.columns = None, 0

@@ -1,0 +1,18 @@
+"""What differs between Transformers versions; nothing else in the package asks for a version."""
+
+from __future__ import annotations
+
+import transformers
+from packaging.version import Version
+
+OLDEST_TRANSFORMERS = "5.17"
+"""Older releases break assisted decoding or lack flags that caches need."""
+
+
+def check_transformers() -> None:
+    """ImportError, with the cure, when the installed Transformers is too old."""
+    if Version(transformers.__version__).release < Version(OLDEST_TRANSFORMERS).release:
+        raise ImportError(
+            f"attention_sinks needs transformers>={OLDEST_TRANSFORMERS}, but {transformers.__version__} is installed; "
+            f"run `pip install --upgrade 'transformers>={OLDEST_TRANSFORMERS}'`."
+        )
