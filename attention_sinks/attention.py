@@ -1,4 +1,4 @@
-"""The attention of an injected model: one token over the buffers in place, or a block of queries over a band of keys."""
+"""The attention of an injected model: one token over the buffers in place, or blocks of queries over bands of keys."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import transformers
@@ -47,15 +48,17 @@ class _Streaming:
         config = kwargs.get("config") or _peek(pretrained_model_name_or_path, kwargs)
         if isinstance(config, transformers.PreTrainedConfig):
             architecture_of(config)
-        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        return inject_attention_sinks(model, settings.sink_size, settings.window_size, settings.prefill)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with its loading info
+        inject_attention_sinks(model, *astuple(settings))
+        return loaded
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any):
         settings = SinkSettings.pop_from(kwargs)
         architecture_of(config)
         model = super().from_config(config, **kwargs)
-        return inject_attention_sinks(model, settings.sink_size, settings.window_size, settings.prefill)
+        return inject_attention_sinks(model, *astuple(settings))
 
 
 def _peek(name: Any, kwargs: dict[str, Any]):

@@ -126,8 +126,8 @@ class AttentionSinkKVCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Not available: what a full ring has overwritten cannot be brought back."""
         raise NotImplementedError(
-            f"crop({tokens_to_remove}) is not supported by {type(self).__name__}: tokens that left the window are gone. "
-            "Use copy.deepcopy(cache) before the tokens you may want to take back."
+            f"crop({tokens_to_remove}) is not supported by {type(self).__name__}: tokens that left the window are "
+            "gone. Use copy.deepcopy(cache) before the tokens you may want to take back."
         )
 
     def rebase(self, shift: tuple[int, ...], rotaries: tuple[Rotary | None, ...]) -> None:

@@ -121,8 +121,8 @@ def stopping_criteria(model: PreTrainedModel, generation_config: GenerationConfi
 def _refuse_unsupported(generation_config: GenerationConfig, generation_mode: GenerationMode) -> None:
     if generation_config.cache_implementation is not None:
         raise ValueError(
-            f"cache_implementation={generation_config.cache_implementation!r} cannot be used with attention sinks; leave "
-            "it out, or remove_attention_sinks(model) first."
+            f"cache_implementation={generation_config.cache_implementation!r} cannot be used with attention sinks; "
+            "leave it out, or remove_attention_sinks(model) first."
         )
     if generation_mode == GenerationMode.ASSISTED_GENERATION or getattr(generation_config, "is_assistant", False):
         raise NotImplementedError(

@@ -85,7 +85,7 @@ def injection_of(model: nn.Module) -> Injection:
     base = base_model_of(model)
     if MARK not in base.__dict__:
         raise ValueError(
-            f"model={type(model).__name__} has no attention sinks; load it with attention_sinks.AutoModelForCausalLM or "
-            "call inject_attention_sinks(model) first."
+            f"model={type(model).__name__} has no attention sinks; load it with attention_sinks.AutoModelForCausalLM "
+            "or call inject_attention_sinks(model) first."
         )
     return base.__dict__[MARK].injection

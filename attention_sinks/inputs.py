@@ -97,12 +97,14 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     injection = injection_of(model)
     given = injection.named(args, kwargs)
     batch_size, columns, device = _shape(given)
+    wants_attentions = given.get("output_attentions", getattr(model.config, "output_attentions", False))
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
     with_gradients = torch.is_grad_enabled()
     cache, keep_cache = _cache(injection, given, batch_size, columns, with_gradients)
     real = real_columns(given.pop("attention_mask", None), batch_size, columns, cache)
     check_position_ids(given.pop("position_ids", None), real, batch_size, columns, cache)
-    _check_attentions(model, given, columns, (injection if cache is None else cache).settings.visible_size)
+    if wants_attentions:
+        _check_attentions(columns, (injection if cache is None else cache).settings.visible_size)
     real, order = _padding_left(real, device)
     return Inputs(
         injection=injection,
@@ -115,7 +117,7 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
         real=real,
         order=order,
         with_gradients=with_gradients,
-        cuttable=not with_gradients and injection.settings.prefill == "streaming" and not _wants_attentions(model, given),
+        cuttable=injection.settings.prefill == "streaming" and not with_gradients and not wants_attentions,
         return_dict=return_dict is not False,
     )
 
@@ -128,8 +130,8 @@ def _shape(given: dict[str, Any]) -> tuple[int, int, torch.device]:
     states, name, dims = (ids, "input_ids", 2) if embeds is None else (embeds, "inputs_embeds", 3)
     if states.dim() != dims or 0 in states.shape[:2]:
         raise ValueError(
-            f"{name} has the shape {tuple(states.shape)}; it must be [batch, columns{', hidden_size' if dims == 3 else ''}]"
-            " with at least one of each."
+            f"{name} has the shape {tuple(states.shape)}; it must be [batch, columns] with at least one of each"
+            + (" and hidden_size." if dims == 3 else ".")
         )
     return states.shape[0], states.shape[1], states.device
 
@@ -137,7 +139,7 @@ def _shape(given: dict[str, Any]) -> tuple[int, int, torch.device]:
 def _cache(injection: Injection, given: dict, batch_size: int, columns: int, with_gradients: bool):
     """The cache of the call and whether the caller keeps it."""
     model, cache = injection.model, given.pop("past_key_values", None)
-    checkpointing = model.training and getattr(model, "is_gradient_checkpointing", False)
+    checkpointing = model.training and _checkpoints(model)
     if cache is not None:
         _check_cache(cache, injection, batch_size)
         if checkpointing:
@@ -152,6 +154,11 @@ def _cache(injection: Injection, given: dict, batch_size: int, columns: int, wit
     if use_cache or (columns > 1 and not with_gradients):
         return AttentionSinkKVCache(model), use_cache
     return None, False
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    """Whether gradient checkpointing is on anywhere in `model`."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
@@ -176,12 +183,8 @@ def _check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
         )
 
 
-def _wants_attentions(model: nn.Module, given: dict[str, Any]) -> bool:
-    return bool(given.get("output_attentions", getattr(model.config, "output_attentions", False)))
-
-
-def _check_attentions(model: nn.Module, given: dict[str, Any], columns: int, visible_size: int) -> None:
-    if _wants_attentions(model, given) and columns > visible_size:
+def _check_attentions(columns: int, visible_size: int) -> None:
+    if columns > visible_size:
         raise ValueError(
             f"output_attentions=True with a call of {columns} tokens: the weights of a call longer than sinks + window "
             f"+ 1 = {visible_size} have no common columns; cut the call into shorter ones."

@@ -140,4 +140,3 @@ def _write(buffer: torch.Tensor, new: torch.Tensor, step: TokenStep) -> None:
     if step.active is not None:
         new = torch.where(step.active[:, None, None, None], new, buffer.gather(2, index))
     buffer.scatter_(2, index, new)
-

@@ -29,12 +29,12 @@ def real_columns(
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
         shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ValueError(
-            f"attention_mask is {shape}; pass a 2D mask [batch, columns] that says which columns are tokens (who sees whom "
-            "follows from the stream)."
+            f"attention_mask is {shape}; pass a 2D mask [batch, columns] that says which columns are tokens (who sees "
+            "whom follows from the stream)."
         )
     if mask.shape[0] != batch_size or mask.shape[1] not in (columns, past + columns):
         raise ValueError(
-            f"attention_mask has the shape {tuple(mask.shape)}; it must be ({batch_size}, {columns}) for the new columns"
+            f"attention_mask has the shape {tuple(mask.shape)}; it must be ({batch_size}, {columns}) for new columns"
             + (f" or ({batch_size}, {past + columns}) for all columns." if past else ".")
         )
     mask = (mask != 0).to("cpu")
@@ -49,8 +49,8 @@ def _check_past(past: torch.Tensor, cache: AttentionSinkKVCache) -> None:
     claimed, seen = past.sum(1).tolist(), list(cache.streams.seen)
     if claimed != seen:
         raise ValueError(
-            f"attention_mask marks {claimed} tokens in the columns already fed, but past_key_values has seen {seen}; mark "
-            "padding (also what follows the end of a finished row) with 0, or pass the mask of the new columns alone."
+            f"attention_mask marks {claimed} tokens in the columns already fed, but past_key_values has seen {seen}; "
+            "mark padding (also what follows the end of a finished row) with 0, or pass the mask of the new columns alone."
         )
 
 

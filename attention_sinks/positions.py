@@ -1,8 +1,8 @@
 """Rotary angles and rotations, without ever changing the model's rotary module.
 
-Transformers' rotary modules of type "dynamic" and "longrope" rewrite their own frequencies while they run, which is wrong
-for streams of different lengths on one model. Here the module's own forward runs on a stand-in whose frequencies are
-fixed for one text length, so layout (halves, interleaved, partial) stays the module's business.
+Transformers' rotary modules of type "dynamic" and "longrope" rewrite their own frequencies while they run, which is
+wrong for streams of different lengths on one model. Here the module's own forward runs on a stand-in whose frequencies
+are fixed for one text length, so layout (halves, interleaved, partial) stays the module's business.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class SinkSettings:
         _check_count("attention_sink_window_size", self.window_size, minimum=1, cure="keep at least one recent token")
         if self.prefill not in PREFILL_MODES:
             raise ValueError(
-                f"attention_sink_prefill={self.prefill!r} is unknown; choose one of {', '.join(map(repr, PREFILL_MODES))}."
+                f"attention_sink_prefill={self.prefill!r} is unknown; choose one of {', '.join(PREFILL_MODES)}."
             )
 
     @classmethod

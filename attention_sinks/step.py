@@ -1,7 +1,7 @@
 """What one model call does to the streams of a batch, worked out once for all layers of a kind.
 
-Pure functions from counters to integers and masks: no keys, no angles, no model. Words as in the README: stream position
-t, slot (where a key lies in memory), column (where a token stands in the call's input).
+Pure functions from counters to integers and masks: no keys, no angles, no model. Words: stream position t (how many real
+tokens of its row came before), slot (where a key lies in memory), column (where a token stands in the call's input).
 
 Slots: sinks in 0..S-1, then a ring of W+1 slots in which token s >= S lies at S + (s - S) mod (W+1).
 Key layout of a block: the S sinks, the W newest cached tokens from old to new, the n new columns; a call without a past
@@ -154,7 +154,7 @@ def block_step(rows: Rows, counts: list[int], columns: int, reach: Reach, block_
         model_position=model_position,
         delta=delta if bool(delta.any()) else None,
         cache_position=cache_position,
-        past=reach.slot_of((t - reach.window_size + torch.arange(reach.window_size)).clamp(min=0)) if has_past else None,
+        past=reach.slot_of(_window(t, reach).clamp(min=0)) if has_past else None,
         sinks=where.sinks(),
         kept=where.kept(),
         filled=where.filled(),
@@ -171,7 +171,7 @@ class _Layout:
         self.padding = columns - count
         self.past_size = reach.cached_size if has_past else 0
         new = t + torch.arange(columns) - self.padding
-        old = t - reach.window_size + torch.arange(reach.window_size)
+        old = _window(t, reach)
         tokens = torch.cat([torch.arange(reach.sink_size).expand_as(t.expand(-1, reach.sink_size)), old, new], 1)
         tokens = tokens if has_past else new
         column = torch.arange(tokens.shape[1])
@@ -225,6 +225,11 @@ class _Layout:
         if self.has_past and beyond < reach.window_size:
             return reach.sink_size + max(0, beyond)
         return self.past_size + max(0, start - reach.window_size)
+
+
+def _window(t: torch.Tensor, reach: Reach) -> torch.Tensor:
+    """[R, W], stream positions of the W tokens before `t`, from old to new; negative before the first."""
+    return t - reach.window_size + torch.arange(reach.window_size)
 
 
 def _columns(rows: Rows, alike: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -27,4 +28,4 @@ class StreamingModel:
         settings = SinkSettings.pop_from(kwargs)
         architecture_of(config)
         super().__init__(config, *args, **kwargs)
-        inject_attention_sinks(self, settings.sink_size, settings.window_size, settings.prefill)
+        inject_attention_sinks(self, *astuple(settings))

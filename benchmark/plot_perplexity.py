@@ -1,0 +1,195 @@
+"""Draw the CSV files of benchmark/perplexity.py: one panel per feature, one line per experiment.
+
+Features: perplexity (log of the overall perplexity), nll (moving average, nats per token), cache (size of the KV
+cache), vram (CUDA memory; the process's memory where the run used no GPU), latency (moving average, per token).
+
+Example:
+    python benchmark/plot_perplexity.py --output_dir benchmark/outputs --features nll cache --output figure.png
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from common import positive_int
+
+# Okabe and Ito's colours, told apart with every kind of colour vision; the dashes tell the lines apart in print.
+STYLES = {
+    "attention_sinks": ("attention sinks", "#0072B2", "-"),
+    "windowed": ("window attention", "#E69F00", "--"),
+    "transformers": ("dense attention (Transformers)", "#333333", "-."),
+    "recompute": ("sliding window, recomputed", "#CC79A7", ":"),
+}
+SPARE_COLOURS = ("#009E73", "#D55E00", "#56B4E9", "#F0E442")
+NEEDED = ("input_length", "nll", "overall_ppl", "cuda_vram_allocated", "latency")
+LABELS = {
+    "perplexity": "log perplexity\nso far",
+    "nll": "NLL per token\n(nats, moving average)",
+    "cache": "KV cache (MiB)",
+    "vram": "memory (GiB)",
+    "latency": "latency\n(ms per token)",
+}
+
+
+def mark(text: str) -> tuple[int, str]:
+    """An argparse type: LENGTH=LABEL, a labelled position on the horizontal axis."""
+    length, equals, label = text.partition("=")
+    if not (equals and length.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LENGTH=LABEL, such as '8192=trained length'")
+    return int(length), label
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
+    )
+    add = parser.add_argument
+    add(
+        "--output_dir",
+        type=Path,
+        default=Path("benchmark/outputs"),
+        help="folder with the CSV files; all of them are drawn (default: %(default)s)",
+    )
+    add(
+        "--features",
+        nargs="+",
+        choices=tuple(LABELS),
+        default=["perplexity", "vram"],
+        help="(default: perplexity vram)",
+    )
+    add("--title", default=None)
+    add(
+        "--log_perplexity_limit",
+        type=float,
+        default=5.0,
+        help="top of the perplexity and nll panels; lines that leave it are cut there (default: %(default)s)",
+    )
+    add(
+        "--skip_first",
+        type=int,
+        default=100,
+        help="tokens left out at the start, where every model is at its worst (default: %(default)s)",
+    )
+    add(
+        "--average",
+        type=positive_int,
+        default=512,
+        metavar="TOKENS",
+        help="width of the moving average of nll and latency (default: %(default)s)",
+    )
+    add(
+        "--mark",
+        type=mark,
+        nargs="+",
+        default=[],
+        metavar="LENGTH=LABEL",
+        help="vertical lines, such as '8192=trained length'",
+    )
+    add("--output", type=Path, default=None, help="write a .png or .svg instead of opening a window")
+    return parser
+
+
+def read_runs(folder: Path, skip_first: int) -> dict[str, pd.DataFrame]:
+    """Read every CSV of a folder; known experiments come first, in a fixed order."""
+    order = list(STYLES)
+    runs = {}
+    paths = folder.glob("*.csv")
+    for path in sorted(paths, key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path)):
+        frame = pd.read_csv(path)
+        missing = [column for column in NEEDED if column not in frame]
+        if missing:
+            raise ValueError(f"{path} is not from perplexity.py: it has no column {', '.join(missing)}.")
+        frame = frame[frame["input_length"] > skip_first]
+        if frame.empty:
+            raise ValueError(f"{path} has no row after --skip_first {skip_first}: lower it or run more tokens.")
+        runs[path.stem] = frame
+    if not runs:
+        raise ValueError(f"--output_dir {folder} holds no CSV file: run benchmark/perplexity.py first.")
+    return runs
+
+
+def values(frame: pd.DataFrame, feature: str, average: int) -> pd.Series:
+    """One feature of one run, in the unit its panel names."""
+    if feature == "perplexity":
+        return frame["overall_ppl"].map(math.log)
+    if feature == "cache":
+        return frame["cache_bytes"] / 2**20
+    if feature == "vram":
+        on_gpu = frame["cuda_vram_allocated"].max() > 0
+        return frame["cuda_vram_allocated"] if on_gpu else frame["rss"]
+    column = frame["nll"] if feature == "nll" else frame["latency"] * 1000
+    tokens_per_row = frame["input_length"].diff().median() if len(frame) > 1 else 1
+    rows = max(1, round(average / tokens_per_row))
+    return column.rolling(rows, min_periods=(rows + 1) // 2).mean()
+
+
+def draw(runs: dict[str, pd.DataFrame], args: argparse.Namespace) -> plt.Figure:
+    """One panel per feature over a shared horizontal axis; the scores' panel is the tallest."""
+    heights = [1.6 if feature in ("perplexity", "nll") else 1 for feature in args.features]
+    figure, panels = plt.subplots(
+        len(heights),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+        figsize=(9, 1 + 2.2 * sum(heights)),
+        height_ratios=heights,
+    )
+    spare = iter(SPARE_COLOURS * len(runs))
+    styles = {name: STYLES.get(name) or (name, next(spare), "-") for name in runs}
+    for panel, feature in zip(panels[:, 0], args.features, strict=True):
+        for name, frame in runs.items():
+            label, colour, dashes = styles[name]
+            line = values(frame, feature, args.average)
+            style = {"color": colour, "linestyle": dashes, "linewidth": 1.8}
+            panel.plot(frame["input_length"], line, label=label, **style)
+        dress(panel, feature, args)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    for length, label in args.mark:
+        at = {"xy": (length, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        panels[0, 0].annotate(label, xytext=(0, 4), ha="center", fontsize=9, color="#666666", **at)
+    panels[-1, 0].set_xlabel("tokens read")
+    if args.title:
+        figure.suptitle(args.title)
+    return figure
+
+
+def dress(panel: plt.Axes, feature: str, args: argparse.Namespace) -> None:
+    """Axis limits, labels, grid and marks of one panel."""
+    if feature in ("perplexity", "nll"):
+        panel.set_ylim(top=min(args.log_perplexity_limit, panel.get_ylim()[1]))
+    else:
+        panel.set_ylim(bottom=0)
+    panel.set_ylabel(LABELS[feature])
+    panel.xaxis.set_major_formatter("{x:,.0f}")
+    panel.grid(color="#DDDDDD", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(x=0.01)
+    for length, _ in args.mark:
+        panel.axvline(length, color="#999999", linewidth=1, linestyle=(0, (1, 2)))
+
+
+def main() -> None:
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.output:
+        matplotlib.use("Agg")
+    try:
+        figure = draw(read_runs(args.output_dir, args.skip_first), args)
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(args.output, dpi=150)
+            print(args.output)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if not args.output:
+        if matplotlib.get_backend().lower() == "agg":
+            parser.error("there is no display to open a window on: pass --output FILE.png")
+        plt.show()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Settings of the whole suite: no network, one thread, reproducible property tests."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+from helpers import MessageLog  # noqa: E402
+
+torch.set_num_threads(1)  # tiny tensors gain nothing from a second one, and lose much on a busy machine
+
+# The same examples on every run; `--hypothesis-profile explore` draws new ones, many more of them.
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci")
+
+
+@pytest.fixture
+def messages():
+    """Every warning and log line of Transformers and of this library during the test."""
+    with MessageLog() as log:
+        yield log

@@ -1,0 +1,76 @@
+"""Recordings of the original package (attention_sinks 0.4.0, Transformers 4.34.0): tests/golden/<architecture>.
+
+Each folder holds a tiny model (`config.json`, `model.safetensors`), what the original computed with it
+(`golden.safetensors`) and how it was fed (`manifest.json`).
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One recording; `logits` [tokens, vocabulary] or the generated `sequence` [tokens], prompt included."""
+
+    architecture: str
+    name: str
+    kind: str
+    sinks: int
+    window: int
+    ids: torch.Tensor
+    calls: list | None = None
+    logits: torch.Tensor | None = None
+    sequence: torch.Tensor | None = None
+    prompt_length: int = 0
+    new_tokens: int = 0
+
+    def __str__(self):
+        return self.name
+
+    @property
+    def fits_the_cache(self):
+        """Whether no call went beyond the room left: then the original's result does not depend on the calls."""
+        seen = 0
+        for length in self.calls or [self.prompt_length]:
+            if length > 1 and seen + length > self.sinks + self.window + 1:
+                return False
+            seen += length
+        return True
+
+
+def cases(*kinds, architecture="llama"):
+    """The recordings of these kinds: "stream", "prompt", "chunks", "generate"."""
+    folder = FOLDER / architecture
+    tensors = load_file(folder / "golden.safetensors")
+    recorded = json.loads((folder / "manifest.json").read_text())["cases"]
+    return [
+        GoldenCase(
+            architecture=architecture,
+            name=name,
+            kind=case["kind"],
+            sinks=case["sink"],
+            window=case["window"],
+            ids=tensors[case["ids"]][:, : case["n_ids"]],
+            calls=case.get("chunks"),
+            logits=tensors.get(case.get("logits")),
+            sequence=tensors.get(case.get("sequences")),
+            prompt_length=case.get("prompt_len", 0),
+            new_tokens=case.get("new_tokens", 0),
+        )
+        for name, case in recorded.items()
+        if case["kind"] in kinds
+    ]
+
+
+@cache
+def golden_model(architecture="llama"):
+    """The recorded model in today's Transformers. Shared: copy it before changing it."""
+    return AutoModelForCausalLM.from_pretrained(FOLDER / architecture).eval()
