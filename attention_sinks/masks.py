@@ -50,7 +50,7 @@ def _check_past(past: torch.Tensor, cache: AttentionSinkKVCache) -> None:
     if claimed != seen:
         raise ValueError(
             f"attention_mask marks {claimed} tokens in the columns already fed, but past_key_values has seen {seen}; "
-            "mark padding (also what follows the end of a finished row) with 0, or pass the mask of the new columns alone."
+            "mark padding (and what follows the end of a row) with 0, or pass a mask of the new columns alone."
         )
 
 

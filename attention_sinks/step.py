@@ -1,7 +1,7 @@
 """What one model call does to the streams of a batch, worked out once for all layers of a kind.
 
-Pure functions from counters to integers and masks: no keys, no angles, no model. Words: stream position t (how many real
-tokens of its row came before), slot (where a key lies in memory), column (where a token stands in the call's input).
+Pure functions from counters to integers and masks: no keys, no angles, no model. Words: stream position t (how many
+real tokens of its row came before), slot (where a key lies in memory), column (where a token stands in the input).
 
 Slots: sinks in 0..S-1, then a ring of W+1 slots in which token s >= S lies at S + (s - S) mod (W+1).
 Key layout of a block: the S sinks, the W newest cached tokens from old to new, the n new columns; a call without a past
