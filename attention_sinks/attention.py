@@ -126,8 +126,8 @@ def _by_key_head(query: torch.Tensor, key_heads: int) -> torch.Tensor:
 def _scores(query, key, bias, scaling):
     """Masked scores in float32 of `query` [batch, key heads, groups, n, d] with `key` [batch, key heads, m, d]."""
     batch, heads, groups, columns, width = query.shape
-    scores = query.reshape(batch, heads, groups * columns, width) @ key.transpose(2, 3)
-    return scores.view(batch, heads, groups, columns, -1).float() * scaling + bias
+    scores = (query * scaling).reshape(batch, heads, groups * columns, width) @ key.transpose(2, 3)
+    return scores.view(batch, heads, groups, columns, -1).float().add_(bias)
 
 
 def _mix(weights, value):

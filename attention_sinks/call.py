@@ -60,7 +60,7 @@ class Call:
         return self._made[key]
 
     def _make(self, reach: Reach, rotary: Rotary | None, like: torch.Tensor) -> LayerCall:
-        step = to_device(self.steps[reach], like.device)
+        step = self.steps[reach] if like.device.type == "cpu" else to_device(self.steps[reach], like.device)
         if rotary is None:
             return LayerCall(reach, step, None, None, None, self.implementation)
         turn = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -53,8 +54,7 @@ class Injection:
 
     def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the base model's forward by name."""
-        parameters = inspect.signature(type(self.model).forward).parameters
-        return {**dict(zip(list(parameters)[1:], args, strict=False)), **kwargs}
+        return {**dict(zip(_parameters(type(self.model)), args, strict=False)), **kwargs}
 
     def warn_beyond_training(self, settings: SinkSettings) -> None:
         """Warn, once, when queries see more tokens than the texts the model was trained on have."""
@@ -65,6 +65,12 @@ class Injection:
                 f"query see {settings.visible_size} tokens, but the model was trained on {trained}; choose a window of "
                 f"at most {max(1, trained - settings.sink_size - 1)}."
             )
+
+
+@cache
+def _parameters(model_class: type) -> tuple[str, ...]:
+    """Names of the arguments of a model's forward, in order."""
+    return tuple(inspect.signature(model_class.forward).parameters)[1:]
 
 
 def base_model_of(model: nn.Module) -> PreTrainedModel:
