@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from .call import Call
 from .injection import injection_of
 from .layer import SinkLayer
 from .positions import Rotary
@@ -137,6 +139,19 @@ class AttentionSinkKVCache(Cache):
             for layer, rotary in zip(self.layers, rotaries, strict=True):
                 if rotary is not None:
                     layer.rebase(rotary, moved)
+
+    def turn_sinks(self, call: Call) -> None:
+        """Before a single step: bring the sinks to where the query must see them, those of like layers together."""
+        alike = defaultdict(list)
+        for index, layer in enumerate(self.layers):
+            layer_call = call.at(index, layer.keys)
+            if layer_call.turn is not None:
+                alike[id(layer_call), layer.sink_keys.shape].append((layer_call, layer))
+        for members in alike.values():
+            layer_call, layers = members[0][0], [layer for _, layer in members]
+            turned = layer_call.rotate(torch.cat([layer.sink_keys for layer in layers], dim=1), layer_call.turn)
+            for layer, sinks in zip(layers, turned.chunk(len(layers), dim=1), strict=True):
+                layer.keys[:, :, : sinks.shape[2]] = sinks
 
     def commit(self, rows: Rows, columns: int) -> None:
         """A call of `columns` columns is done and leaves the streams at `rows`: keep what its layers hold."""

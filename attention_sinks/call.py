@@ -54,7 +54,7 @@ class Call:
     def at(self, layer_idx: int, like: torch.Tensor) -> LayerCall:
         """The call as layer `layer_idx` needs it, whose hidden states are like `like`; made once per kind of layer."""
         reach, rotary = self.reaches[layer_idx], self.rotaries[layer_idx]
-        key = (reach, rotary and id(rotary.module), like.device, like.dtype)
+        key = (id(reach), id(rotary), like.device, like.dtype)
         if key not in self._made:
             self._made[key] = self._make(reach, rotary, like)
         return self._made[key]

@@ -54,6 +54,8 @@ def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) ->
             inputs.cache.commit(rows, 0)
     steps = {reach: _step(rows, counts, columns, reach, by_token, inputs.device) for reach in set(reaches)}
     call = Call(steps, reaches, rotaries, injection.model.config._attn_implementation)
+    if by_token:
+        inputs.cache.turn_sinks(call)
     position_ids = steps[reaches[0]].cache_position.to(inputs.device)
     arguments = {**inputs.arguments(piece), "position_ids": position_ids, CALL_ARGUMENT: call}
     return rows.advance(counts), _call_previous(injection.model, previous, **arguments)

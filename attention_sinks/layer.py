@@ -50,16 +50,13 @@ class SinkLayer(CacheLayerMixin):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, call: LayerCall):
         """Store the new keys and values and return the ones to attend to, in the order `call.step` describes."""
         if isinstance(call.step, TokenStep):
-            return self._update_token(key_states, value_states, call)
+            return self._update_token(key_states, value_states, call.step)
         return self._update_block(key_states, value_states, call.step)
 
-    def _update_token(self, key: torch.Tensor, value: torch.Tensor, call: LayerCall):
-        """Write one slot in place, turn the sinks towards the query, return the buffers themselves."""
-        step: TokenStep = call.step
+    def _update_token(self, key: torch.Tensor, value: torch.Tensor, step: TokenStep):
+        """Write one slot in place and return the buffers themselves; the sinks have been turned before."""
         _write(self.keys, key, step)
         _write(self.values, value, step)
-        if call.turn is not None:
-            self.keys[:, :, : self.reach.sink_size] = call.rotate(self.sink_keys, call.turn)
         return self.keys[:, :, : step.used], self.values[:, :, : step.used]
 
     def _update_block(self, key: torch.Tensor, value: torch.Tensor, step: BlockStep):

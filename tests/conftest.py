@@ -13,7 +13,9 @@ from helpers import MessageLog  # noqa: E402
 torch.set_num_threads(1)  # tiny tensors gain nothing from a second one, and lose much on a busy machine
 
 # The same examples on every run; `--hypothesis-profile explore` draws new ones, many more of them.
-settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
 

@@ -50,7 +50,6 @@ def padded_batches(draw):
     return layouts
 
 
-@settings(max_examples=60)
 @given(sinks, windows, calls, st.integers(0, 99))
 def test_any_stream_in_any_cut(s, w, calls, seed):
     ids = random_ids(sum(calls), seed=seed)
@@ -59,7 +58,6 @@ def test_any_stream_in_any_cut(s, w, calls, seed):
     assert cache.tokens_cached.tolist() == [min(len(ids), s + w)]
 
 
-@settings(max_examples=60)
 @given(sinks, windows, padded_batches(), st.integers(1, 9), st.integers(1, 5))
 def test_any_padding_in_calls_cut_into_small_pieces(s, w, layouts, piece, block):
     """The sizes at which the library cuts a call by itself (a thousand columns, many queries) made small."""
@@ -71,7 +69,6 @@ def test_any_padding_in_calls_cut_into_small_pieces(s, w, layouts, piece, block)
         assert_close(row_logits, reference(row, s, w))
 
 
-@settings(max_examples=40)
 @given(sinks, windows, calls, st.integers(0, 99))
 def test_dense_prefill_in_any_cut(s, w, calls, seed):
     ids = random_ids(sum(calls), seed=seed)
@@ -79,7 +76,6 @@ def test_dense_prefill_in_any_cut(s, w, calls, seed):
     assert_close(logits[0], reference(ids, s, w, dense_calls=calls))
 
 
-@settings(max_examples=80)
 @given(sinks, windows, padded_batches(), st.booleans())
 def test_any_padding(s, w, layouts, mask_all_columns):
     counts = sum(layout.sum(dim=1) for layout in layouts).tolist()
@@ -93,7 +89,6 @@ def test_any_padding(s, w, layouts, mask_all_columns):
     assert cache.tokens_cached.tolist() == [min(count, s + w) for count in counts]
 
 
-@settings(max_examples=40)
 @given(sinks, windows, padded_batches())
 def test_any_padding_with_dense_prefill(s, w, layouts):
     """A row's calls are as long as its own tokens in them."""
@@ -104,7 +99,7 @@ def test_any_padding_with_dense_prefill(s, w, layouts):
         assert_close(row_logits, reference(row, s, w, dense_calls=[count for count in calls if count]))
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings.default.max_examples // 4)  # long streams
 @given(sinks, windows, st.integers(0, 40), st.integers(1, 4), st.integers(0, 99))
 def test_rows_that_pause_at_any_step(s, w, prompt, rows, seed):
     """A hundred single-token calls in which every row takes part or not; then everyone reads on."""
@@ -119,7 +114,6 @@ def test_rows_that_pause_at_any_step(s, w, prompt, rows, seed):
         assert_close(row, reference(text, s, w))
 
 
-@settings(max_examples=40)
 @given(sinks, windows, padded_batches())
 def test_padding_without_a_cache(s, w, layouts):
     """The first layout alone, statelessly."""
@@ -132,7 +126,6 @@ def test_padding_without_a_cache(s, w, layouts):
         assert_close(logits[r, layout[r]], reference(ids[r, layout[r]], s, w))
 
 
-@settings(max_examples=40)
 @given(sinks, windows, st.lists(st.sampled_from(["reorder", "repeat", "select", "feed"]), max_size=8), st.randoms())
 def test_rows_rearranged_in_any_order(s, w, actions, random):
     """The cache is the whole state of its rows, wherever they go; every feed brings another number of tokens each."""

@@ -20,7 +20,7 @@ LENGTH_DEPENDENT = {
     "check", [equals_the_reference_token_by_token, chunking_does_not_matter, the_batch_does_not_matter]
 )
 @pytest.mark.parametrize("rope", LENGTH_DEPENDENT)
-@pytest.mark.parametrize("window", [11, 20])  # S + W + 1 = 16 is the original length, 25 lies beyond
+@pytest.mark.parametrize("window", [11, 12, 20])  # S + W + 1 = 16 is the original length, 17 and 25 lie beyond
 def test_frequencies_are_those_of_a_full_cache(check, rope, window):
     check(Subject(partial(tiny_llama, **LENGTH_DEPENDENT[rope]), naive_logits, 4, window))
 
