@@ -1,19 +1,16 @@
 """Which architectures are supported and what is particular to each: data, read at a glance.
 
-A new architecture that is like an existing one is one row here. `rotate` says how the architecture pairs the dimensions
-it turns; the names say where its parts are found.
+A new architecture that is like an existing one is one row here; its names say where the parts to patch are found.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedConfig
 
-from .positions import Tables, rotate_halves
+from .positions import HALVES, Pairing
 
 
 @dataclass(frozen=True)
@@ -26,13 +23,13 @@ class Architecture:
         Class name of its attention modules, which call `Cache.update` and the attention interface.
     rotary : str or None, default "rotary_emb"
         Attribute of the base model that makes cosines and sines; None for a model without rotary positions.
-    rotate : callable, default `rotate_halves`
-        Turns states by cosines and sines.
+    pairing : Pairing, default HALVES
+        How it pairs the dimensions it turns.
     """
 
     attention: str
     rotary: str | None = "rotary_emb"
-    rotate: Callable[[torch.Tensor, Tables], torch.Tensor] = rotate_halves
+    pairing: Pairing = HALVES
 
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -66,5 +66,5 @@ class Call:
         turn = None
         if step.delta is not None:
             turn = rotary.tables(step.delta if isinstance(step, TokenStep) else -step.delta)
-        embeddings = rotary.embeddings(rotary.tables(step.model_position), like.dtype)
-        return LayerCall(reach, step, embeddings, turn, rotary.rotate, self.implementation)
+        embeddings = rotary.embeddings(step.model_position, like.dtype)
+        return LayerCall(reach, step, embeddings, turn, rotary.pairing.rotate, self.implementation)

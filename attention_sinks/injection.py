@@ -49,7 +49,7 @@ class Injection:
         """What turns queries and keys of each layer under `settings`."""
         name = self.architecture.rotary
         module = getattr(self.model, name) if name else None
-        rotary = Rotary(module, settings.visible_size, self.architecture.rotate) if name else None
+        rotary = Rotary(module, settings.visible_size, self.architecture.pairing) if name else None
         return (rotary,) * self.model.config.num_hidden_layers
 
     def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

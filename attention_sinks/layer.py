@@ -75,7 +75,7 @@ class SinkLayer(CacheLayerMixin):
         if self.pending or self.is_initialized:
             keys, values, sink_keys = self.pending or self.tensors
             sinks, ring = keys.split([self.reach.sink_size, self.reach.window_size + 1], dim=2)
-            ring = rotary.rotate(ring, rotary.tables(-shift.to(ring.device)))
+            ring = rotary.pairing.rotate(ring, rotary.tables(-shift.to(ring.device)))
             self.pending = torch.cat([sinks, ring], dim=2), values, sink_keys
 
     def commit(self) -> None:
