@@ -118,6 +118,14 @@ def stopping_criteria(model: PreTrainedModel, generation_config: GenerationConfi
     return criteria if finished is None else WatchedCriteria(criteria, finished)
 
 
+def refuse_continuous_batching(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+    """Its paged cache and attention would pass the sinks by."""
+    raise NotImplementedError(
+        "generate_batch and continuous batching keep a cache of their own and cannot stream; use generate with a left-"
+        "padded batch, or remove_attention_sinks(model) first."
+    )
+
+
 def _refuse_unsupported(generation_config: GenerationConfig, generation_mode: GenerationMode) -> None:
     if generation_config.cache_implementation is not None:
         raise ValueError(
@@ -137,5 +145,7 @@ OVERRIDES = {
     "prepare_inputs_for_generation": prepare_inputs,
     "_update_model_kwargs_for_generation": update_arguments,
     "_get_stopping_criteria": stopping_criteria,
+    "generate_batch": refuse_continuous_batching,
+    "init_continuous_batching": refuse_continuous_batching,
 }
 """Method of `GenerationMixin` -> what replaces it on an injected model."""

@@ -264,3 +264,10 @@ def test_return_of_scores_and_states(model):
     expected = naive_logits(tiny_llama(), outputs.sequences[0], S, W)[29:-1]
     assert (torch.cat(outputs.logits) - expected).abs().max() < 2e-4
     assert len(outputs.hidden_states) == 20
+
+
+def test_continuous_batching_is_refused():
+    model = inject_attention_sinks(tiny_llama(), S, W)
+    for start in (model.generate_batch, model.init_continuous_batching):
+        with pytest.raises(NotImplementedError, match="remove_attention_sinks"):
+            start([[1, 2, 3]])
