@@ -129,7 +129,7 @@ def take(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _write(buffer: torch.Tensor, new: torch.Tensor, step: TokenStep) -> None:
-    """Put the one new column of every active row into its slot."""
+    """Put the one new column of every active row into its slot; padding never enters the cache."""
     if isinstance(step.slot, int):
         buffer[:, :, step.slot] = new[:, :, 0]
         return

@@ -57,6 +57,6 @@ class SinkSettings:
 
 def _check_count(name: str, value: Any, minimum: int, cure: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} must be an int, not {type(value).__name__}; {cure}.")
+        raise TypeError(f"{name}={value!r} must be an int, not {type(value).__name__}; pass a Python int.")
     if value < minimum:
         raise ValueError(f"{name}={value} must be at least {minimum}; {cure}.")

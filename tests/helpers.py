@@ -1,9 +1,11 @@
 """Tiny random models, streaming in calls of any length, and looking at what a cache holds."""
 
 import logging
+import re
 import warnings
 from dataclasses import fields, is_dataclass
 
+import pytest
 import torch
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
@@ -156,6 +158,21 @@ def assert_same_state(cache, before):
     numbers, tensors = state_of(cache)
     assert numbers == before[0]
     assert len(tensors) == len(before[1]) and all(map(torch.equal, tensors, before[1]))
+
+
+BAD = (TypeError, ValueError)
+CURE = r"(?i)\b(pass|use|give|set|must|make|create|call|choose|instead|expected|leave|one of|at least|reset)"
+
+
+def refused(kind, call, *words):
+    """The call raises this kind of error; its message has all the words and says what to do."""
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    for word in words:
+        assert str(word) in message, f"{word!r} is not in {message!r}"
+    assert re.search(CURE, message), f"no cure in {message!r}"
+    return message
 
 
 class MessageLog(logging.Handler):

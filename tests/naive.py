@@ -79,7 +79,9 @@ def call_starts(calls):
     return starts
 
 
-def naive_stream(model, ids, sinks, window, *, dense_calls=None, detach_before=0, query_offset=0, frozen_sinks=False):
+def naive_stream(
+    model, ids, sinks, window, *, dense_calls=None, embeds=None, detach_before=0, query_offset=0, frozen_sinks=False
+):
     """Logits of one stream.
 
     Parameters
@@ -91,6 +93,8 @@ def naive_stream(model, ids, sinks, window, *, dense_calls=None, detach_before=0
         S and W. A test that wants a wrong reference asks for W + 1 or S - 1.
     dense_calls : list of int, optional
         Lengths of the calls: gives the result of `attention_sink_prefill="dense"`.
+    embeds : Tensor [tokens, hidden], optional
+        In place of the embeddings of the ids.
     detach_before : int, default 0
         Keys and values of the tokens before this stream position pass no gradient, like those of an earlier call.
     query_offset : int, default 0
@@ -105,7 +109,8 @@ def naive_stream(model, ids, sinks, window, *, dense_calls=None, detach_before=0
     past_keys = [[] for _ in decoder.layers]
     past_values = [[] for _ in decoder.layers]
     logits, states, attentions = [], [], []
-    for t, token in enumerate(ids.tolist()):
+    embeds = decoder.embed_tokens.weight[ids] if embeds is None else embeds
+    for t in range(len(ids)):
         if starts:
             keys, query_place = keys_seen_dense(t, starts[t], sinks, window)
         else:
@@ -113,7 +118,7 @@ def naive_stream(model, ids, sinks, window, *, dense_calls=None, detach_before=0
         tokens, places = [s for s, _ in keys], [place for _, place in keys]
         if frozen_sinks:
             places, query_place = tokens, t
-        hidden = decoder.embed_tokens.weight[token]
+        hidden = embeds[t]
         hidden_per_layer, weights_per_layer = [hidden], []
         for layer, layer_keys, layer_values in zip(decoder.layers, past_keys, past_values, strict=True):
             x = layer.input_layernorm(hidden)

@@ -83,6 +83,28 @@ def test_gradients_of_single_tokens_with_a_cache():
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("length", [1_030, 2_100])
+def test_gradients_in_a_call_of_thousands_of_tokens(length, use_cache):
+    """The last tokens' loss reaches the sinks and two windows back, wherever the library may cut the call."""
+    ids, plain = random_ids(length), tiny_llama()
+    tail = 2 * (W + 1) + 10  # as far back as ten last tokens can see through two layers
+    short = torch.cat([ids[:S], ids[-tail:]])
+    found = []
+    for text, streams in ((ids, True), (short, False)):
+        model = inject_attention_sinks(tiny_llama(), S, W) if streams else plain
+        embeds = plain.get_input_embeddings().weight.detach()[text].requires_grad_()
+        if streams:
+            logits = model(inputs_embeds=embeds[None], use_cache=use_cache).logits[0]
+        else:
+            logits = naive_stream(model, text, S, W, embeds=embeds).logits
+        logits[-10:].square().mean().backward()
+        found.append(torch.cat([embeds.grad[:S], embeds.grad[-tail:]]))
+    scale = found[1].abs().max()
+    assert (found[1].abs().amax(dim=-1) > 1e-4 * scale).sum() > S + W + 10, "the loss must reach beyond one window"
+    assert_close(found[0] / scale, found[1] / scale, tolerance=1e-3)
+
+
 def test_gradients_of_padded_rows():
     """A padded row trains like the row alone; what stands in the padding has no part in it."""
     rows = [random_ids(60), random_ids(25, seed=1)]
