@@ -11,7 +11,9 @@ from transformers import AttentionInterface
 
 from .call import CALL_ARGUMENT, LayerCall
 from .layer import take
-from .step import BlockStep, TokenStep, slot_order
+from .step import BlockStep, QueryBlock, TokenStep
+from .token_step import slot_order
+from .view import LayerView
 
 ATTENTION_NAME = "attention_sinks"
 """The name under which attention modules of an injected model find `attention_sinks_attention`."""
@@ -53,43 +55,68 @@ def attention_sinks_attention(
 AttentionInterface.register(ATTENTION_NAME, attention_sinks_attention)
 
 
+def attend(module: nn.Module, query, key, value, layer: LayerView, scaling: float, dropout: float = 0.0):
+    """Cache and attention for architectures that do not use the interface; states are [batch, heads, n, head_dim]."""
+    key, value = layer.update(key, value, module.layer_idx)
+    arguments = {CALL_ARGUMENT: layer.call, "scaling": scaling, "dropout": dropout}
+    return attention_sinks_attention(module, query, key, value, None, **arguments)
+
+
 # ---- one token
 
 
 def _attend_token(module, query, key, value, call, scaling, dropout, **kwargs):
-    """All keys of the buffer are visible and their order does not matter: any implementation will do."""
+    """All keys of the buffer are visible and their order matters to the linear bias alone: any implementation will do."""
     step: TokenStep = call.step
+    mask = _token_mask(call, query.dtype)
     if call.implementation == "sdpa" and not dropout:
-        return _sdpa_token(query, key, value, step.visible, scaling), None
-    attend, mask = _implementation(module, call.implementation), _mask_for(call.implementation, step, query.dtype)
-    output, weights = attend(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+        return _sdpa_token(query, key, value, mask, scaling), None
+    if mask is not None and "flash" in call.implementation:
+        mask = step.visible[:, 0, 0]
+    elif mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    attend_ = _implementation(module, call.implementation)
+    output, weights = attend_(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
     if weights is not None:
         order = slot_order(step, call.reach)[:, None, None]
         weights = weights.gather(-1, order.expand(*weights.shape[:3], -1))
     return output, weights
 
 
-def _sdpa_token(query, key, value, visible, scaling):
+def _token_mask(call: LayerCall, dtype: torch.dtype) -> torch.Tensor | None:
+    """[R, 1 or heads, 1, used]: which slots are in use, bool, or with a linear bias what is added to the scores."""
+    visible, bias = call.step.visible, call.token_bias
+    if bias is None:
+        return visible
+    bias = bias.to(dtype)
+    return bias if visible is None else torch.where(visible, bias, torch.finfo(dtype).min)
+
+
+def _sdpa_token(query, key, value, mask, scaling):
     """The query heads that share a key head are taken as rows of one query: no key is repeated."""
     batch, heads, _, width = query.shape
     groups = query.reshape(batch, key.shape[1], -1, width)
-    output = nn.functional.scaled_dot_product_attention(groups, key, value, attn_mask=visible, scale=scaling)
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask.reshape(mask.shape[0], key.shape[1], -1, mask.shape[-1])
+    output = nn.functional.scaled_dot_product_attention(groups, key, value, attn_mask=mask, scale=scaling)
     return output.reshape(batch, 1, heads, value.shape[-1])
 
 
 def _implementation(module: nn.Module, name: str):
-    """The attention function the user chose; eager ones live beside the module's class."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    """The attention function the user chose; eager ones live beside the module's class, where it has one."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", plain_attention)
     return AttentionInterface().get_interface(name, eager)
 
 
-def _mask_for(implementation: str, step: TokenStep, dtype: torch.dtype) -> torch.Tensor | None:
-    """Visible slots as `implementation` wants them: 2D for flash attention, added to the scores for the others."""
-    if step.visible is None:
-        return None
-    if "flash" in implementation:
-        return step.visible[:, 0, 0]
-    return torch.zeros_like(step.visible, dtype=dtype).masked_fill_(~step.visible, torch.finfo(dtype).min)
+def plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """softmax(query key^T scaling + mask) value, spelled out."""
+    query = _by_key_head(query, key.shape[1])
+    scores = (query @ key.transpose(2, 3)[:, :, None]).flatten(1, 2) * scaling
+    scores = scores if attention_mask is None else scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.dropout(weights, dropout)
+    output = _by_key_head(weights, key.shape[1]) @ value[:, :, None]
+    return output.flatten(1, 2).transpose(1, 2).contiguous(), weights
 
 
 # ---- a block of queries
@@ -106,8 +133,9 @@ def _attend_block(query, key, value, call, scaling, dropout):
     sink_key, sink_value = take(key, step.sinks), take(value, step.sinks)
     outputs, weights = [], [] if call.implementation == "eager" else None
     for block in step.blocks:
-        to_sinks = _scores(turned[..., block.queries, :], sink_key, block.sink_bias, scaling)
-        to_band = _scores(query[..., block.queries, :], key[:, :, block.keys], block.bias, scaling)
+        sink_bias, band_bias = _block_biases(call, block, query.shape[1])
+        to_sinks = _scores(turned[..., block.queries, :], sink_key, sink_bias, scaling)
+        to_band = _scores(query[..., block.queries, :], key[:, :, block.keys], band_bias, scaling)
         probabilities = torch.cat([to_sinks, to_band], dim=-1).softmax(dim=-1).to(query.dtype)
         probabilities = nn.functional.dropout(probabilities, dropout) if dropout else probabilities
         on_sinks, on_band = probabilities.split([sink_key.shape[2], to_band.shape[-1]], dim=-1)
@@ -116,6 +144,19 @@ def _attend_block(query, key, value, call, scaling, dropout):
             weights.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], step))
     output = torch.cat(outputs, dim=3).flatten(1, 2).transpose(1, 2).contiguous()
     return output, torch.cat(weights, dim=2) if weights else None
+
+
+def _block_biases(call: LayerCall, block: QueryBlock, key_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is added to the scores with the sinks and with the band, [R, 1 or key heads, 1 or groups, queries, keys]."""
+    if call.alibi is None:
+        return block.sink_bias, block.bias
+    step: BlockStep = call.step
+    place = step.cache_position[:, block.queries]
+    evicted = step.position[:, block.queries] - place
+    sinks = torch.arange(block.sink_bias.shape[-1], device=place.device).expand(*place.shape, -1)
+    band = step.tokens[:, None, block.keys] - evicted[..., None]
+    on_sinks, on_band = (call.alibi.bias(place, keys).unflatten(1, (key_heads, -1)) for keys in (sinks, band))
+    return block.sink_bias + on_sinks, block.bias + on_band
 
 
 def _by_key_head(query: torch.Tensor, key_heads: int) -> torch.Tensor:

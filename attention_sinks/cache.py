@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from .architecture import Position
 from .call import Call
 from .injection import injection_of
 from .layer import SinkLayer
@@ -54,11 +55,12 @@ class AttentionSinkKVCache(Cache):
     ) -> None:
         injection = injection_of(model)
         defaults = injection.settings
-        self.settings = SinkSettings(
+        settings = SinkSettings(
             defaults.sink_size if attention_sink_size is None else attention_sink_size,
             defaults.window_size if attention_sink_window_size is None else attention_sink_window_size,
             defaults.prefill,
         )
+        self.settings = injection.fit(settings)
         injection.warn_beyond_training(self.settings)
         self.streams = Streams()
         self._model = weakref.ref(injection.model)
@@ -132,13 +134,13 @@ class AttentionSinkKVCache(Cache):
             "gone. Use copy.deepcopy(cache) before the tokens you may want to take back."
         )
 
-    def rebase(self, shift: tuple[int, ...], rotaries: tuple[Rotary | None, ...]) -> None:
+    def rebase(self, shift: tuple[int, ...], positions: tuple[Position, ...]) -> None:
         """Turn every recent key back by what its row's base moves; takes effect with `commit`."""
         moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1])[:, None]
         with torch.no_grad():
-            for layer, rotary in zip(self.layers, rotaries, strict=True):
-                if rotary is not None:
-                    layer.rebase(rotary, moved)
+            for layer, position in zip(self.layers, positions, strict=True):
+                if isinstance(position, Rotary):
+                    layer.rebase(position, moved)
 
     def turn_sinks(self, call: Call) -> None:
         """Before a single step: bring the sinks to where the query must see them, those of like layers together."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .alibi import Alibi
 from .positions import Rotary, Tables
 from .step import Reach, Step, TokenStep, to_device
+from .token_step import slot_places
 
 CALL_ARGUMENT = "attention_sink_call"
 """The keyword under which a `Call` travels from the base model through its layers to their attention."""
@@ -25,6 +27,9 @@ class LayerCall:
     turn: Tables | None
     """float32 tables that bring sinks and queries together: a token step turns its sinks, a block its queries."""
     rotate: Callable[[torch.Tensor, Tables], torch.Tensor] | None
+    alibi: Alibi | None
+    token_bias: torch.Tensor | None
+    """[R, heads, 1, used] float32, the linear bias of a token step."""
     implementation: str
     """The attention implementation the user chose for the model."""
 
@@ -39,32 +44,35 @@ class Call:
         One step for each kind of layer.
     reaches : tuple of Reach
         What each layer's queries see, by layer index.
-    rotaries : tuple of Rotary or None
-        What turns each layer's queries and keys, by layer index.
+    positions : tuple of Rotary, Alibi or None
+        How each layer knows where its keys are, by layer index.
     implementation : str
         The attention implementation the user chose.
     """
 
     steps: dict[Reach, Step]
     reaches: tuple[Reach, ...]
-    rotaries: tuple[Rotary | None, ...]
+    positions: tuple[Rotary | Alibi | None, ...]
     implementation: str
     _made: dict = field(default_factory=dict, repr=False)
 
     def at(self, layer_idx: int, like: torch.Tensor) -> LayerCall:
         """The call as layer `layer_idx` needs it, whose hidden states are like `like`; made once per kind of layer."""
-        reach, rotary = self.reaches[layer_idx], self.rotaries[layer_idx]
-        key = (id(reach), id(rotary), like.device, like.dtype)
+        reach, position = self.reaches[layer_idx], self.positions[layer_idx]
+        key = (reach, id(position), like.device, like.dtype)
         if key not in self._made:
-            self._made[key] = self._make(reach, rotary, like)
+            self._made[key] = self._make(reach, position, like)
         return self._made[key]
 
-    def _make(self, reach: Reach, rotary: Rotary | None, like: torch.Tensor) -> LayerCall:
+    def _make(self, reach: Reach, position: Rotary | Alibi | None, like: torch.Tensor) -> LayerCall:
         step = self.steps[reach] if like.device.type == "cpu" else to_device(self.steps[reach], like.device)
-        if rotary is None:
-            return LayerCall(reach, step, None, None, None, self.implementation)
-        turn = None
-        if step.delta is not None:
-            turn = rotary.tables(step.delta if isinstance(step, TokenStep) else -step.delta)
-        embeddings = rotary.embeddings(step.model_position, like.dtype)
-        return LayerCall(reach, step, embeddings, turn, rotary.pairing.rotate, self.implementation)
+        embeddings = turn = rotate = alibi = token_bias = None
+        if isinstance(position, Rotary):
+            embeddings, rotate = position.embeddings(step.model_position, like.dtype), position.pairing.rotate
+            if step.delta is not None:
+                turn = position.tables(step.delta if isinstance(step, TokenStep) else -step.delta)
+        if isinstance(position, Alibi):
+            alibi = position
+            if isinstance(step, TokenStep):
+                token_bias = alibi.bias(step.cache_position, slot_places(step, reach)[:, None])
+        return LayerCall(reach, step, embeddings, turn, rotate, alibi, token_bias, self.implementation)

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache import AttentionSinkKVCache
-from .call import CALL_ARGUMENT, Call, LayerCall
+from .block_step import block_step
+from .call import CALL_ARGUMENT, Call
 from .inputs import Inputs, read_inputs
 from .rows import Rows
-from .step import Reach, Step, block_step, token_step
+from .step import Reach, Step
+from .token_step import token_step
+from .view import CACHE_ARGUMENTS, CallView, LayerView
 
 PIECE_SIZE = 1024
 """Longer calls are cut into pieces of this many columns, so that a call of any length needs bounded memory."""
@@ -43,21 +45,25 @@ def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = 
 def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) -> tuple[Rows, BaseModelOutputWithPast]:
     """One piece of a call: work out its step and run the layers; returns where the rows stand after it."""
     injection, settings = inputs.injection, inputs.settings
-    rotaries, reaches = injection.rotaries(settings), injection.reaches(settings)
+    positions, reaches = injection.positions(settings), injection.reaches(settings)
     counts, columns = inputs.counts(piece), piece.stop - piece.start
     by_token = inputs.columns == 1 and not inputs.with_gradients and min(rows.seen) >= max(1, settings.sink_size)
-    shift = rows.shift_for(max(counts), settings.sink_size, settings.window_size)
+    shift = rows.shift_for(max(counts), max(reach.cached_size for reach in reaches))
     if inputs.cache is not None and any(shift):
         rows = rows.rebase(shift)
-        inputs.cache.rebase(shift, rotaries)
+        inputs.cache.rebase(shift, positions)
         if by_token:
             inputs.cache.commit(rows, 0)
     steps = {reach: _step(rows, counts, columns, reach, by_token, inputs.device) for reach in set(reaches)}
-    call = Call(steps, reaches, rotaries, injection.model.config._attn_implementation)
+    call = Call(steps, reaches, positions, injection.model.config._attn_implementation)
     if by_token:
         inputs.cache.turn_sinks(call)
-    position_ids = steps[reaches[0]].cache_position.to(inputs.device)
-    arguments = {**inputs.arguments(piece), "position_ids": position_ids, CALL_ARGUMENT: call}
+    position_ids = steps[settings.reach].cache_position.to(inputs.device)
+    arguments = {**inputs.arguments(piece), "position_ids": position_ids}
+    if injection.architecture.hands_on:
+        arguments[CALL_ARGUMENT] = call
+    else:
+        arguments["past_key_values"] = CallView(inputs.cache, call)
     return rows.advance(counts), _call_previous(injection.model, previous, **arguments)
 
 
@@ -90,31 +96,35 @@ def rotary_forward(module: nn.Module, *args: Any, previous: Callable | None = No
 
 def attention_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
     """An attention module's own forward, with the call's positions and the call's view of the cache."""
-    call: Call | None = kwargs.get(CALL_ARGUMENT)
+    layer = _layer_view(module, args, kwargs)
+    for name in CACHE_ARGUMENTS:
+        if kwargs.get(name) is not None:
+            kwargs[name] = layer
+    kwargs["position_embeddings"] = layer.call.position_embeddings
+    return _call_previous(module, previous, *args, **{**kwargs, CALL_ARGUMENT: layer.call})
+
+
+def written_out_forward(
+    module: nn.Module, *args: Any, function: Callable, previous: Callable | None = None, **kwargs: Any
+):
+    """In place of an attention module that does not use the attention interface: `function` of its architecture."""
+    layer = _layer_view(module, args, kwargs)
+    kwargs.setdefault("hidden_states", args[0] if args else None)
+    return function(module, layer=layer, **kwargs)
+
+
+def _layer_view(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> LayerView:
+    """The running call and its cache as the layer of `module` sees them."""
+    cache = next((kwargs[name] for name in CACHE_ARGUMENTS if kwargs.get(name) is not None), None)
+    call: Call | None = cache.call if isinstance(cache, CallView) else kwargs.get(CALL_ARGUMENT)
     if call is None:
         raise RuntimeError(
             f"{type(module).__name__} of a model with attention sinks was called outside its model's forward; call the "
             "model, or remove_attention_sinks(model) first."
         )
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    layer_call = call.at(module.layer_idx, hidden_states)
-    if kwargs.get("past_key_values") is not None:
-        kwargs["past_key_values"] = _LayerView(kwargs["past_key_values"], layer_call)
-    kwargs["position_embeddings"] = layer_call.position_embeddings
-    return _call_previous(module, previous, *args, **{**kwargs, CALL_ARGUMENT: layer_call})
-
-
-class _LayerView:
-    """A cache as one layer's attention uses it during one call."""
-
-    def __init__(self, cache: AttentionSinkKVCache, call: LayerCall) -> None:
-        self._cache, self._call = cache, call
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
-        return self._cache.layers[layer_idx].update(key_states, value_states, self._call)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
+    cache = cache.cache if isinstance(cache, CallView) else cache
+    return LayerView(cache, call.at(module.layer_idx, hidden_states))
 
 
 def _call_previous(module: nn.Module, previous: Callable | None, *args: Any, **kwargs: Any):

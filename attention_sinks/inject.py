@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from .architectures import architecture_of
 from .attention import ATTENTION_NAME
-from .forward import attention_forward, rotary_forward, streaming_forward
+from .forward import attention_forward, rotary_forward, streaming_forward, written_out_forward
 from .generation import OVERRIDES
 from .injection import MARK, Injection, base_model_of, without_adapter
 from .settings import SinkSettings
@@ -55,10 +55,11 @@ def inject_attention_sinks(
     settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
     base = base_model_of(model)
     injection = Injection(base, settings, architecture_of(base.config))
+    injection = replace(injection, settings=injection.fit(settings))
     remove_attention_sinks(model)
     patches = _patch_model(injection, without_adapter(model))
     base.__dict__[MARK] = Injected(injection, patches)
-    injection.warn_beyond_training(settings)
+    injection.warn_beyond_training(injection.settings)
     return model
 
 
@@ -128,12 +129,14 @@ def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
     """Patch the base model, its rotary and attention modules and, where there is one, `generate`."""
     base, facts = injection.model, injection.architecture
     patches = [_forward_patch(base, streaming_forward)]
-    if facts.rotary:
-        patches.append(_forward_patch(getattr(base, facts.rotary), rotary_forward))
-    own_config = _with_attention(base.config)
+    patches += [_forward_patch(module, rotary_forward) for module in facts.scheme(base.config).modules(base)]
+    own_config, written_out = _with_attention(base.config), facts.forward
+    forward = partial(written_out_forward, function=written_out) if written_out else attention_forward
     for module in base.modules():
         if type(module).__name__ == facts.attention:
-            patches += [_forward_patch(module, attention_forward), Patch(module, "config", own_config)]
+            patches.append(_forward_patch(module, forward))
+            if not written_out:
+                patches.append(Patch(module, "config", own_config))
     if outer.can_generate():
         patches += [
             Patch(outer, name, _bound(override, outer, getattr(type(outer), name)))

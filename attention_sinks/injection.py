@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging
 
-from .architectures import Architecture
-from .positions import Rotary
+from .architecture import Architecture, Position
 from .settings import SinkSettings
 from .step import Reach
 
@@ -40,17 +40,56 @@ class Injection:
     settings: SinkSettings
     architecture: Architecture
 
+    def fit(self, settings: SinkSettings) -> SinkSettings:
+        """`settings` as this model can use them: W is cut, with one warning, where all layers slide natively.
+
+        Raises
+        ------
+        ValueError
+            When a query would see more tokens than the model has positions for.
+        """
+        native = min(filter(None, self.windows), default=None) if all(self.windows) else None
+        if native is not None and settings.visible_size > native:
+            settings = self._cut(settings, native)
+        limit = self.architecture.limit(self.model.config)
+        if limit is not None and settings.visible_size > limit.tokens:
+            raise ValueError(
+                f"attention_sink_size={settings.sink_size} and attention_sink_window_size={settings.window_size} let a "
+                f"query see {settings.visible_size} tokens, but {self.model.config.model_type} can have at most "
+                f"{limit.tokens}: {limit.reason}; choose a window of at most {limit.tokens - settings.sink_size - 1}."
+            )
+        return settings
+
+    def _cut(self, settings: SinkSettings, native: int) -> SinkSettings:
+        window = native - settings.sink_size - 1
+        if window < 1:
+            raise ValueError(
+                f"attention_sink_size={settings.sink_size} leaves no window: every layer of this model sees {native} "
+                f"tokens at most (config.sliding_window); choose at most {native - 2} sinks."
+            )
+        logger.warning_once(
+            f"attention_sink_window_size={settings.window_size} is cut to {window}: every layer of this model sees "
+            f"{native} tokens at most (config.sliding_window), sinks and the current token included."
+        )
+        return replace(settings, window_size=window)
+
+    @cached_property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens each layer sees natively, the current one included; None: all."""
+        types, facts = get_layer_types_and_kwargs(self.model.config)
+        sliding = ("sliding_attention", "chunked_attention")
+        return tuple(fact["sliding_window"] if kind in sliding else None for kind, fact in zip(types, facts, strict=True))
+
     def reaches(self, settings: SinkSettings) -> tuple[Reach, ...]:
         """What the queries of each layer see under `settings`."""
-        reach = Reach(settings.sink_size, settings.window_size, settings.prefill == "dense")
-        return (reach,) * self.model.config.num_hidden_layers
+        if all(self.windows):
+            return (settings.reach,) * len(self.windows)
+        return tuple(settings.reach if window is None else Reach(0, window - 1) for window in self.windows)
 
-    def rotaries(self, settings: SinkSettings) -> tuple[Rotary | None, ...]:
-        """What turns queries and keys of each layer under `settings`."""
-        name = self.architecture.rotary
-        module = getattr(self.model, name) if name else None
-        rotary = Rotary(module, settings.visible_size, self.architecture.pairing) if name else None
-        return (rotary,) * self.model.config.num_hidden_layers
+    def positions(self, settings: SinkSettings) -> tuple[Position, ...]:
+        """How each layer knows positions under `settings`."""
+        scheme = self.architecture.scheme(self.model.config)
+        return scheme.of_layers(self.model, settings.visible_size)
 
     def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the base model's forward by name."""

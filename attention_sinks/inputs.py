@@ -67,7 +67,8 @@ class Inputs:
             if (states := arguments.get(name)) is not None:
                 arguments[name] = _reordered(states, self.order)[:, piece]
         # A mask of four dimensions is taken as it is; who sees whom is in the call's step.
-        arguments["attention_mask"] = torch.zeros((1, 1, 1, 1), device=self.device)
+        takes_mask = self.injection.architecture.takes_mask
+        arguments["attention_mask"] = torch.zeros((1, 1, 1, 1), device=self.device) if takes_mask else None
         return {**arguments, "past_key_values": self.cache, "return_dict": True}
 
     def restore_order(self, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
@@ -140,6 +141,11 @@ def _cache(injection: Injection, given: dict, batch_size: int, columns: int, wit
     """The cache of the call and whether the caller keeps it."""
     model, cache = injection.model, given.pop("past_key_values", None)
     checkpointing = model.training and _checkpoints(model)
+    if checkpointing and not injection.architecture.hands_on:
+        raise NotImplementedError(
+            f"gradient checkpointing hides the cache from the layers of {type(model).__name__}, and attention sinks with "
+            "it; call model.gradient_checkpointing_disable(), or train without attention sinks."
+        )
     if cache is not None:
         _check_cache(cache, injection, batch_size)
         if checkpointing:

@@ -35,13 +35,13 @@ class Rows:
         """The rows at `indices`, in that order, with repetitions."""
         return Rows(tuple(self.seen[i] for i in indices), tuple(self.base[i] for i in indices))
 
-    def shift_for(self, new_tokens: int, sink_size: int, window_size: int) -> tuple[int, ...]:
+    def shift_for(self, new_tokens: int, room: int) -> tuple[int, ...]:
         """By how much each base has to move before a call of `new_tokens`; all zero when there is room.
 
-        Model positions t - base are kept below a limit of 2 (S + W + 1), beyond which a move brings the query back to
-        its cache position S + W. A key is moved about once in its life, so rounding errors do not add up.
+        Model positions t - base are kept below a limit of 2 (room + 1), `room` being what the widest layer caches,
+        beyond which a move brings the query back to position `room`. A key is moved about once in its life, so rounding
+        errors do not add up.
         """
-        room = sink_size + window_size
         ahead = [t - b for t, b in zip(self.seen, self.base, strict=True)]
         if max(ahead) + new_tokens - 1 < 2 * (room + 1):
             return (0,) * len(self)

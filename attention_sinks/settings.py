@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .step import Reach
+
 PREFILL_MODES = ("streaming", "dense")
 
 
@@ -48,6 +50,11 @@ class SinkSettings:
             if key not in names.values():
                 raise TypeError(f"{key!r} is not an argument of attention_sinks; it knows {', '.join(names)}.")
         return cls(**given)
+
+    @property
+    def reach(self) -> Reach:
+        """What the queries of a layer with sinks see."""
+        return Reach(self.sink_size, self.window_size, self.prefill == "dense")
 
     @property
     def visible_size(self) -> int:

@@ -16,8 +16,6 @@ import torch
 
 from .rows import Rows
 
-MASKED = torch.finfo(torch.float32).min
-
 
 @dataclass(frozen=True)
 class Reach:
@@ -91,8 +89,12 @@ class BlockStep:
     """[R, n], what the rotary module is given."""
     delta: torch.Tensor | None
     """[R, n], how far sinks are from where each query must see them; None when nowhere."""
+    position: torch.Tensor
+    """[R, n], stream positions of the queries."""
     cache_position: torch.Tensor
     """[R, n], each query's place within the cache."""
+    tokens: torch.Tensor
+    """[R, layout], stream positions of the keys of the layout."""
     past: torch.Tensor | None
     """[R, W], slots of the cached tokens from old to new; None for a call without a past."""
     sinks: torch.Tensor
@@ -107,139 +109,10 @@ class BlockStep:
 Step = TokenStep | BlockStep
 
 
-def token_step(rows: Rows, active: list[bool], reach: Reach) -> TokenStep:
-    """The step of one new token per row; a row that is not `active` keeps its stream as it is."""
-    everyone = all(active)
-    alike = everyone and len(set(zip(rows.seen, rows.base, strict=True))) == 1
-    t, base = _columns(rows, alike)
-    cached = t.clamp(max=reach.cached_size)
-    delta = t - base - cached
-    used = min(max(rows.seen) + 1, reach.visible_size)
-    full = min(rows.seen) >= used - 1
-    return TokenStep(
-        position=t,
-        slot=reach.slot_of(rows.seen[0]) if alike else reach.slot_of(t[:, 0]),
-        used=used,
-        model_position=t - base,
-        delta=delta if any(rows.base) or max(rows.seen) > reach.cached_size else None,
-        cache_position=cached,
-        active=None if everyone else torch.tensor(active),
-        visible=None if full else (torch.arange(used) <= t)[:, None, None],
-    )
-
-
-def slot_order(step: TokenStep, reach: Reach) -> torch.Tensor:
-    """[R, used], slots from the oldest token to the newest: sinks, window, current."""
-    t, slots = step.position, torch.arange(step.used, device=step.position.device)
-    oldest = reach.slot_of((t - reach.window_size).clamp(min=reach.sink_size))
-    ring = reach.sink_size + (oldest + slots - 2 * reach.sink_size) % (reach.window_size + 1)
-    return torch.where((slots < reach.sink_size) | (t <= reach.cached_size), slots, ring)
-
-
-def block_step(rows: Rows, counts: list[int], columns: int, reach: Reach, block_size: int) -> BlockStep:
-    """The step of a call of `columns` columns of which the last `counts[row]` are row's new tokens."""
-    alike = len(set(zip(rows.seen, rows.base, counts, strict=True))) == 1
-    t, base = _columns(rows, alike)
-    count = torch.tensor(counts[:1] if alike else counts)[:, None]
-    has_past = any(rows.seen)
-    query = t + torch.arange(columns) - (columns - count)
-    model_position = (query - base).clamp(min=0)
-    if reach.dense:
-        cache_position = (query - t + t.clamp(max=reach.cached_size)).clamp(min=0)
-    else:
-        cache_position = query.clamp(min=0, max=reach.cached_size)
-    delta = model_position - cache_position
-    where = _Layout(t, count, columns, has_past, reach)
-    return BlockStep(
-        model_position=model_position,
-        delta=delta if bool(delta.any()) else None,
-        cache_position=cache_position,
-        past=reach.slot_of(_window(t, reach).clamp(min=0)) if has_past else None,
-        sinks=where.sinks(),
-        kept=where.kept(),
-        filled=where.filled(),
-        blocks=tuple(where.block(query, start, block_size) for start in range(0, columns, block_size)),
-    )
-
-
-class _Layout:
-    """Which token lies where in the key layout of a block; every answer is [R, …] or [layout]."""
-
-    def __init__(self, t: torch.Tensor, count: torch.Tensor, columns: int, has_past: bool, reach: Reach) -> None:
-        self.t, self.count, self.columns, self.reach = t, count, columns, reach
-        self.has_past = has_past
-        self.padding = columns - count
-        self.past_size = reach.cached_size if has_past else 0
-        new = t + torch.arange(columns) - self.padding
-        old = _window(t, reach)
-        tokens = torch.cat([torch.arange(reach.sink_size).expand_as(t.expand(-1, reach.sink_size)), old, new], 1)
-        tokens = tokens if has_past else new
-        column = torch.arange(tokens.shape[1])
-        sink_part = (column < reach.sink_size) & has_past
-        is_new = column >= self.past_size
-        held = torch.where(is_new, tokens >= t, torch.where(sink_part, tokens < t, tokens >= reach.sink_size))
-        self.tokens, self.held = tokens, held
-        self.in_band = held & ~sink_part & (tokens >= reach.sink_size)
-
-    def _column_of(self, token: torch.Tensor) -> torch.Tensor:
-        """Where in the layout `token` lies, sinks and newer tokens only; anything else is mapped to 0."""
-        reach = self.reach
-        new = self.past_size + self.padding + token - self.t
-        old = torch.where(token < reach.sink_size, token, reach.cached_size + token - self.t)
-        oldest = torch.where(token < reach.sink_size, 0, self.t - reach.window_size)
-        known = (token >= 0) & (token >= oldest) & (token < self.t + self.count)
-        column = torch.where(token >= self.t, new, old if self.has_past else torch.zeros_like(token))
-        return torch.where(known, column, 0)
-
-    def sinks(self) -> torch.Tensor:
-        return self._column_of(torch.arange(self.reach.sink_size).expand(self.t.shape[0], -1))
-
-    def kept(self) -> torch.Tensor:
-        """The newest token of every slot: sinks are themselves, ring slots count down from the last token fed."""
-        reach, slots = self.reach, torch.arange(self.reach.visible_size)
-        last = self.t + self.count - 1
-        age = (reach.slot_of(last) - slots) % (reach.window_size + 1)
-        newest = torch.where(last - age < reach.sink_size, -1, last - age)
-        return self._column_of(torch.where(slots < reach.sink_size, slots, newest))
-
-    def filled(self) -> torch.Tensor:
-        return self.held.any(0).nonzero()[:, 0] if self.has_past else torch.arange(self.columns)
-
-    def block(self, query: torch.Tensor, start: int, block_size: int) -> QueryBlock:
-        stop = min(start + block_size, self.columns)
-        keys = slice(self._first_key(start), self.past_size + stop)
-        asking = query[:, start:stop, None]
-        token, in_band = self.tokens[:, None, keys], self.in_band[:, None, keys]
-        visible = in_band & (token <= asking)
-        if not self.reach.dense:
-            visible &= token >= asking - self.reach.window_size
-        sinks = torch.arange(self.reach.sink_size) <= asking
-        return QueryBlock(slice(start, stop), keys, _bias(visible), _bias(sinks))
-
-    def _first_key(self, start: int) -> int:
-        """First column any query from column `start` on may see; a row's padding lies between old and new keys."""
-        reach = self.reach
-        if reach.dense:
-            return reach.sink_size if self.has_past else 0
-        beyond = start - int(self.padding.max())
-        if self.has_past and beyond < reach.window_size:
-            return reach.sink_size + max(0, beyond)
-        return self.past_size + max(0, start - reach.window_size)
-
-
-def _window(t: torch.Tensor, reach: Reach) -> torch.Tensor:
-    """[R, W], stream positions of the W tokens before `t`, from old to new; negative before the first."""
-    return t - reach.window_size + torch.arange(reach.window_size)
-
-
-def _columns(rows: Rows, alike: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """`seen` and `base` as [R, 1] tensors."""
+def counters(rows: Rows, alike: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`seen` and `base` as [R, 1] tensors; R is 1 when all rows are alike."""
     count = 1 if alike else len(rows)
     return torch.tensor(rows.seen[:count])[:, None], torch.tensor(rows.base[:count])[:, None]
-
-
-def _bias(visible: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(visible.shape).masked_fill_(~visible, MASKED)[:, None, None]
 
 
 def to_device(step: Step, device: torch.device) -> Step:

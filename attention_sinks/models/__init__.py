@@ -1,1 +1,1 @@
-"""Model classes with attention sinks, one module per architecture, named for its `config.model_type`."""
+"""What is particular to an architecture, one module each, named for its `config.model_type`."""

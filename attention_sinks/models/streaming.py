@@ -7,8 +7,6 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..architectures import architecture_of
-from ..inject import inject_attention_sinks
 from ..settings import SinkSettings
 
 
@@ -25,6 +23,9 @@ class StreamingModel:
         return super().from_pretrained(*args, **kwargs)
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        from ..architectures import architecture_of  # the table of architectures imports the modules of this folder
+        from ..inject import inject_attention_sinks
+
         settings = SinkSettings.pop_from(kwargs)
         architecture_of(config)
         super().__init__(config, *args, **kwargs)

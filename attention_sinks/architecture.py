@@ -1,0 +1,129 @@
+"""What can be particular to an architecture: the columns of the table in `architectures`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .alibi import Alibi
+from .frequencies import module_frequencies, plain_frequencies
+from .positions import HALVES, NEIGHBOURS, Pairing, Rotary
+
+Position = Rotary | Alibi | None
+"""How a layer knows where its keys are; None: it does not."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions made by one module of the base model.
+
+    Parameters
+    ----------
+    module : str, default "rotary_emb"
+        Attribute of the base model.
+    pairing : Pairing, default HALVES
+        How it pairs the dimensions it turns.
+    """
+
+    module: str = "rotary_emb"
+    pairing: Pairing = HALVES
+
+    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
+        """The positions of each layer, for a cache whose queries see at most `length` tokens."""
+        rotary = Rotary(partial(module_frequencies, getattr(base, self.module), length), self.pairing)
+        return (rotary,) * base.config.num_hidden_layers
+
+    def modules(self, base: PreTrainedModel) -> list[nn.Module]:
+        """The modules that need not run, because attention takes its cosines and sines from the call."""
+        return [getattr(base, self.module)]
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """Rotary positions that each attention module looks up in a finite table: here they are computed.
+
+    Parameters
+    ----------
+    width : callable
+        config -> number of dimensions that are turned.
+    """
+
+    width: Callable[[PreTrainedConfig], int]
+
+    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
+        rotary = Rotary(partial(plain_frequencies, self.width(base.config)), NEIGHBOURS)
+        return (rotary,) * base.config.num_hidden_layers
+
+    def modules(self, base: PreTrainedModel) -> list[nn.Module]:
+        return []
+
+
+@dataclass(frozen=True)
+class LinearBias:
+    """ALiBi.
+
+    Parameters
+    ----------
+    alibi : callable
+        base model -> Alibi.
+    """
+
+    alibi: Callable[[PreTrainedModel], Alibi]
+
+    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
+        return (self.alibi(base),) * base.config.num_hidden_layers
+
+    def modules(self, base: PreTrainedModel) -> list[nn.Module]:
+        return []
+
+
+Scheme = Rope | RopeTable | LinearBias
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most tokens a query may see, and why."""
+
+    tokens: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Facts about one `config.model_type`.
+
+    Parameters
+    ----------
+    attention : str
+        Class name of its attention modules, which call `Cache.update`.
+    positions : Scheme or callable
+        How its layers know positions; a function of the config where that decides.
+    forward : callable, optional
+        (attention module, hidden states, LayerView, keyword arguments) -> output and weights: written out where the
+        module does not use Transformers' `AttentionInterface`.
+    hands_on : bool, default True
+        Whether the base model hands keyword arguments that it does not know on to its attention modules.
+    takes_mask : bool, default True
+        Whether the base model takes a ready mask of four dimensions.
+    limit : callable, optional
+        config -> Limit or None.
+    refuses : callable, optional
+        config -> why this configuration cannot stream, or None.
+    """
+
+    attention: str
+    positions: Scheme | Callable[[PreTrainedConfig], Scheme] = Rope()
+    forward: Callable[..., tuple[torch.Tensor, Any]] | None = None
+    hands_on: bool = True
+    takes_mask: bool = True
+    limit: Callable[[PreTrainedConfig], Limit | None] = field(default=lambda config: None)
+    refuses: Callable[[PreTrainedConfig], str | None] = field(default=lambda config: None)
+
+    def scheme(self, config: PreTrainedConfig) -> Scheme:
+        return self.positions(config) if callable(self.positions) else self.positions

@@ -1,0 +1,84 @@
+"""Falcon: rotary halves or ALiBi by its config, grouped or single key heads, attention of its own."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from transformers import FalconPreTrainedModel, PreTrainedConfig
+from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
+
+from ..alibi import Alibi, alibi_slopes
+from ..architecture import Architecture, LinearBias, Rope, Scheme
+from ..attention import attend
+from ..view import LayerView
+from .streaming import StreamingModel
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    queries, keys, values = _heads(module, hidden_states)
+    if layer.call.position_embeddings is not None:
+        queries, keys = apply_rotary_pos_emb(queries, keys, *layer.call.position_embeddings)
+    dropout = module.attention_dropout.p if module.training and module.config.alibi else 0.0
+    output, weights = attend(module, queries, keys, values, layer, module.head_dim**-0.5, dropout)
+    return module.dense(output.flatten(2)), weights
+
+
+def _heads(module, hidden_states: torch.Tensor) -> list[torch.Tensor]:
+    """Queries, keys and values [batch, heads, n, head_dim]; keys of a group are not repeated for its queries."""
+    fused = module.query_key_value(hidden_states)
+    if not module.new_decoder_architecture:
+        return [states.transpose(1, 2) for states in module._split_heads(fused)]
+    groups = fused.unflatten(-1, (-1, module.num_heads // module.num_kv_heads + 2, module.head_dim))
+    queries, keys, values = groups[..., :-2, :].flatten(2, 3), groups[..., -2, :], groups[..., -1, :]
+    return [states.transpose(1, 2) for states in (queries, keys, values)]
+
+
+def _positions(config: PreTrainedConfig) -> Scheme:
+    return LinearBias(_alibi) if config.alibi else Rope()
+
+
+def _alibi(base: transformers.FalconModel) -> Alibi:
+    """Falcon adds the bias before it scales the scores, in bfloat16."""
+    heads = base.config.num_attention_heads
+    return Alibi(alibi_slopes(heads), (base.config.hidden_size // heads) ** -0.5, torch.bfloat16)
+
+
+def _refuses(config: PreTrainedConfig) -> str | None:
+    if config.alibi and config._attn_implementation == "eager":
+        return (
+            "with alibi=True and attn_implementation='eager' adds its bias twice in Transformers itself; use "
+            "attn_implementation='sdpa'."
+        )
+    if config.alibi and "flash" in (config._attn_implementation or ""):
+        return "with alibi=True does not work with flash attention; use attn_implementation='sdpa'."
+    return None
+
+
+ARCHITECTURE = Architecture(
+    "FalconAttention", _positions, _attention, hands_on=False, takes_mask=False, refuses=_refuses
+)
+
+
+class FalconModel(StreamingModel, transformers.FalconModel): ...
+
+
+class FalconForCausalLM(StreamingModel, transformers.FalconForCausalLM): ...
+
+
+class FalconForSequenceClassification(StreamingModel, transformers.FalconForSequenceClassification): ...
+
+
+class FalconForTokenClassification(StreamingModel, transformers.FalconForTokenClassification): ...
+
+
+class FalconForQuestionAnswering(StreamingModel, transformers.FalconForQuestionAnswering): ...
+
+
+__all__ = [
+    "FalconForCausalLM",
+    "FalconForQuestionAnswering",
+    "FalconForSequenceClassification",
+    "FalconForTokenClassification",
+    "FalconModel",
+    "FalconPreTrainedModel",
+]

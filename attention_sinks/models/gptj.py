@@ -1,0 +1,60 @@
+"""GPT-J: rotary neighbours over the first dimensions, from a table in each layer; attention of its own."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from transformers import GPTJPreTrainedModel, PreTrainedConfig
+
+from ..architecture import Architecture, Limit, RopeTable
+from ..attention import attend
+from ..positions import NEIGHBOURS
+from ..view import LayerView
+from .streaming import StreamingModel
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (module.num_attention_heads, module.head_dim)).transpose(1, 2)
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    query, key = (NEIGHBOURS.rotate(states, layer.call.position_embeddings) for states in (query, key))
+    dropout = module.attn_dropout.p if module.training else 0.0
+    output, weights = attend(module, query, key, value, layer, module.head_dim**-0.5, dropout)
+    return module.resid_dropout(module.out_proj(output.flatten(2))), weights
+
+
+def turned_width(config: PreTrainedConfig) -> int:
+    """Dimensions of a head that are turned."""
+    return config.rotary_dim or config.hidden_size // config.num_attention_heads
+
+
+def table_limit(config: PreTrainedConfig) -> Limit:
+    length = config.max_position_embeddings
+    return Limit(length, f"its table of positions ends at config.max_position_embeddings={length}")
+
+
+ARCHITECTURE = Architecture(
+    "GPTJAttention", RopeTable(turned_width), _attention, hands_on=False, limit=table_limit
+)
+
+
+class GPTJModel(StreamingModel, transformers.GPTJModel): ...
+
+
+class GPTJForCausalLM(StreamingModel, transformers.GPTJForCausalLM): ...
+
+
+class GPTJForSequenceClassification(StreamingModel, transformers.GPTJForSequenceClassification): ...
+
+
+class GPTJForQuestionAnswering(StreamingModel, transformers.GPTJForQuestionAnswering): ...
+
+
+__all__ = [
+    "GPTJForCausalLM",
+    "GPTJForQuestionAnswering",
+    "GPTJForSequenceClassification",
+    "GPTJModel",
+    "GPTJPreTrainedModel",
+]

@@ -1,0 +1,71 @@
+"""MPT: ALiBi, fused projections that may be clipped, attention of its own."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from transformers import MptPreTrainedModel, PreTrainedConfig
+
+from ..alibi import Alibi, alibi_slopes
+from ..architecture import Architecture, Limit, LinearBias
+from ..attention import attend
+from ..view import LayerView
+from .streaming import StreamingModel
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    fused = module.Wqkv(hidden_states)
+    if module.clip_qkv:
+        fused = fused.clamp(-module.clip_qkv, module.clip_qkv)
+    query, key, value = fused.unflatten(-1, (3, module.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    dropout = module.attn_dropout_p if module.training else 0.0
+    output, weights = attend(module, query, key, value, layer, module.softmax_scale, dropout)
+    return module.out_proj(output.flatten(2)), weights
+
+
+def _alibi(base: transformers.MptModel) -> Alibi:
+    return Alibi(alibi_slopes(base.config.num_attention_heads))
+
+
+def _limit(config: PreTrainedConfig) -> Limit:
+    return Limit(config.max_seq_len, f"its ALiBi table ends at config.max_seq_len={config.max_seq_len}")
+
+
+def _refuses(config: PreTrainedConfig) -> str | None:
+    attention = config.attn_config
+    for name in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
+        if getattr(attention, name, False):
+            return f"with attn_config.{name}=True is not what Transformers' MPT computes; use a checkpoint without it."
+    if not attention.alibi:
+        return "with attn_config.alibi=False has learned positions, which do not stream; use a checkpoint with ALiBi."
+    return None
+
+
+ARCHITECTURE = Architecture(
+    "MptAttention", LinearBias(_alibi), _attention, hands_on=False, limit=_limit, refuses=_refuses
+)
+
+
+class MptModel(StreamingModel, transformers.MptModel): ...
+
+
+class MptForCausalLM(StreamingModel, transformers.MptForCausalLM): ...
+
+
+class MptForSequenceClassification(StreamingModel, transformers.MptForSequenceClassification): ...
+
+
+class MptForTokenClassification(StreamingModel, transformers.MptForTokenClassification): ...
+
+
+class MptForQuestionAnswering(StreamingModel, transformers.MptForQuestionAnswering): ...
+
+
+__all__ = [
+    "MptForCausalLM",
+    "MptForQuestionAnswering",
+    "MptForSequenceClassification",
+    "MptForTokenClassification",
+    "MptModel",
+    "MptPreTrainedModel",
+]
