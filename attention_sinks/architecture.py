@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -94,6 +94,10 @@ class Limit:
     reason: str
 
 
+def _nothing(config: PreTrainedConfig) -> None:
+    """No limit, no objection."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Facts about one `config.model_type`.
@@ -104,6 +108,8 @@ class Architecture:
         Class name of its attention modules, which call `Cache.update`.
     positions : Scheme or callable
         How its layers know positions; a function of the config where that decides.
+    rotated : {"keys", "values"}, default "keys"
+        Where in the cache the rotated part lies; latent attention keeps it in the values.
     forward : callable, optional
         (attention module, hidden states, LayerView, keyword arguments) -> output and weights: written out where the
         module does not use Transformers' `AttentionInterface`.
@@ -119,11 +125,12 @@ class Architecture:
 
     attention: str
     positions: Scheme | Callable[[PreTrainedConfig], Scheme] = Rope()
+    rotated: str = "keys"
     forward: Callable[..., tuple[torch.Tensor, Any]] | None = None
     hands_on: bool = True
     takes_mask: bool = True
-    limit: Callable[[PreTrainedConfig], Limit | None] = field(default=lambda config: None)
-    refuses: Callable[[PreTrainedConfig], str | None] = field(default=lambda config: None)
+    limit: Callable[[PreTrainedConfig], Limit | None] = _nothing
+    refuses: Callable[[PreTrainedConfig], str | None] = _nothing
 
     def scheme(self, config: PreTrainedConfig) -> Scheme:
         return self.positions(config) if callable(self.positions) else self.positions

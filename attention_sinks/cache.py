@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from .architecture import Position
 from .call import Call
-from .injection import injection_of
+from .injection import Injection, injection_of
 from .layer import SinkLayer
 from .positions import Rotary
 from .rows import Rows, Streams
@@ -64,7 +64,7 @@ class AttentionSinkKVCache(Cache):
         injection.warn_beyond_training(self.settings)
         self.streams = Streams()
         self._model = weakref.ref(injection.model)
-        super().__init__(layers=[SinkLayer(reach, self.streams) for reach in injection.reaches(self.settings)])
+        super().__init__(layers=_layers(injection, self.settings, self.streams))
 
     # ---- what it holds
 
@@ -146,14 +146,14 @@ class AttentionSinkKVCache(Cache):
         """Before a single step: bring the sinks to where the query must see them, those of like layers together."""
         alike = defaultdict(list)
         for index, layer in enumerate(self.layers):
-            layer_call = call.at(index, layer.keys)
+            layer_call = call.at(index, layer.sinks)
             if layer_call.turn is not None:
-                alike[id(layer_call), layer.sink_keys.shape].append((layer_call, layer))
+                alike[id(layer_call), layer.sinks.shape].append((layer_call, layer))
         for members in alike.values():
             layer_call, layers = members[0][0], [layer for _, layer in members]
-            turned = layer_call.rotate(torch.cat([layer.sink_keys for layer in layers], dim=1), layer_call.turn)
+            turned = layer_call.rotate(torch.cat([layer.sinks for layer in layers], dim=1), layer_call.turn)
             for layer, sinks in zip(layers, turned.chunk(len(layers), dim=1), strict=True):
-                layer.keys[:, :, : sinks.shape[2]] = sinks
+                layer.turned(sinks)
 
     def commit(self, rows: Rows, columns: int) -> None:
         """A call of `columns` columns is done and leaves the streams at `rows`: keep what its layers hold."""
@@ -170,3 +170,12 @@ class AttentionSinkKVCache(Cache):
     def serves(self, model: nn.Module) -> bool:
         """Whether this cache was made for `model` (the base model itself)."""
         return self._model() is model
+
+
+def _layers(injection: Injection, settings: SinkSettings, streams: Streams) -> list[SinkLayer]:
+    positions, reaches = injection.positions(settings), injection.reaches(settings)
+    slot = injection.architecture.rotated
+    return [
+        SinkLayer(reach, streams, slot if isinstance(position, Rotary) else None)
+        for reach, position in zip(reaches, positions, strict=True)
+    ]

@@ -19,9 +19,9 @@ class SinkLayer(CacheLayerMixin):
     keys, values : torch.Tensor
         [batch, num_key_value_heads, S+W+1, head_dim]: S sinks, then a ring of W+1 slots (see `step`). Recent keys stay
         rotated where they were first rotated; the first S key slots hold the sinks as the last single step saw them.
-    sink_keys : torch.Tensor
-        [batch, num_key_value_heads, S, head_dim], the sinks rotated at their own positions 0..S-1. Never changed, so
-        their rounding does not grow with the stream.
+    sinks : torch.Tensor
+        [batch, num_key_value_heads, S, head_dim], the rotated part of the sinks as it was at their own positions
+        0..S-1. Never changed, so its rounding does not grow with the stream. Empty where nothing is rotated.
     pending : tuple of torch.Tensor or None
         During a call of several tokens: what the three will hold once the call is done. A call that breaks off leaves
         the buffers as they were.
@@ -30,19 +30,22 @@ class SinkLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = False
     is_sliding = False
-    sink_keys: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
     pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
-    def __init__(self, reach: Reach, streams: Streams) -> None:
+    def __init__(self, reach: Reach, streams: Streams, rotated: str | None = "keys") -> None:
+        """`rotated` says whether positions are in the "keys", in the "values" (latent attention) or, None, in neither."""
         super().__init__()
-        self.reach, self.streams = reach, streams
+        self.reach, self.streams, self.rotated = reach, streams, rotated
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         slots, sinks = self.reach.visible_size, self.reach.sink_size
+        likes = [(key_states, slots), (value_states, slots)]
+        likes += [(value_states, sinks)] if self.rotated == "values" else [(key_states, sinks if self.rotated else 0)]
         with torch.inference_mode(False):  # buffers made in inference mode could not be written outside of it
-            self.keys, self.values, self.sink_keys = (
+            self.keys, self.values, self.sinks = (
                 torch.zeros(*like.shape[:2], size, like.shape[3], dtype=like.dtype, device=like.device)
-                for like, size in ((key_states, slots), (value_states, slots), (key_states, sinks))
+                for like, size in likes
             )
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
@@ -62,21 +65,37 @@ class SinkLayer(CacheLayerMixin):
     def _update_block(self, key: torch.Tensor, value: torch.Tensor, step: BlockStep):
         """Lay out past and new; what the next call needs waits until the whole call is done."""
         if step.past is not None:
-            keys, values, sink_keys = self.pending or self.tensors
-            key = torch.cat([sink_keys, take(keys, step.past), key], dim=2)
-            value = torch.cat([values[:, :, : self.reach.sink_size], take(values, step.past), value], dim=2)
+            key, value = (torch.cat([*past, new], dim=2) for past, new in zip(self._past(step), (key, value), strict=True))
         with torch.no_grad():
-            keys = take(key, step.kept)
-            self.pending = keys, take(value, step.kept), keys[:, :, : self.reach.sink_size]
+            keys, values = take(key, step.kept), take(value, step.kept)
+            self.pending = keys, values, self._sinks_of(keys, values)
         return key, value
 
+    def _past(self, step: BlockStep) -> list[list[torch.Tensor]]:
+        """What is cached, for keys and for values: the sinks as they first were, the window from old to new."""
+        keys, values, sinks = self.pending or self.tensors
+        first = {"keys": keys[:, :, : self.reach.sink_size], "values": values[:, :, : self.reach.sink_size]}
+        if self.rotated:
+            first[self.rotated] = sinks
+        return [[first["keys"], take(keys, step.past)], [first["values"], take(values, step.past)]]
+
+    def _sinks_of(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        states = values if self.rotated == "values" else keys
+        return states[:, :, : self.reach.sink_size if self.rotated else 0]
+
+    def turned(self, sinks: torch.Tensor) -> None:
+        """Before a single step: the sinks where its query must see them."""
+        getattr(self, self.rotated)[:, :, : sinks.shape[2]] = sinks
+
     def rebase(self, rotary: Rotary, shift: torch.Tensor) -> None:
-        """Turn the ring's keys back by `shift` [R, 1], the way the base of their rows moves."""
+        """Turn the ring back by `shift` [R, 1], the way the base of their rows moves."""
         if self.pending or self.is_initialized:
-            keys, values, sink_keys = self.pending or self.tensors
-            sinks, ring = keys.split([self.reach.sink_size, self.reach.window_size + 1], dim=2)
+            keys, values, sinks = self.pending or self.tensors
+            states = {"keys": keys, "values": values}
+            first, ring = states[self.rotated].split([self.reach.sink_size, self.reach.window_size + 1], dim=2)
             ring = rotary.pairing.rotate(ring, rotary.tables(-shift.to(ring.device)))
-            self.pending = torch.cat([sinks, ring], dim=2), values, sink_keys
+            states[self.rotated] = torch.cat([first, ring], dim=2)
+            self.pending = states["keys"], states["values"], sinks
 
     def commit(self) -> None:
         """Write what waits into the buffers."""
@@ -95,7 +114,7 @@ class SinkLayer(CacheLayerMixin):
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Everything this layer stores."""
-        return (self.keys, self.values, self.sink_keys) if self.is_initialized else ()
+        return (self.keys, self.values, self.sinks) if self.is_initialized else ()
 
     def get_seq_length(self) -> int:
         return self.streams.columns
@@ -107,7 +126,7 @@ class SinkLayer(CacheLayerMixin):
         return query_length, 0
 
     def reset(self) -> None:
-        self.keys = self.values = self.sink_keys = self.pending = None
+        self.keys = self.values = self.sinks = self.pending = None
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -116,7 +135,7 @@ class SinkLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.is_initialized:
             with torch.inference_mode(False):
-                self.keys, self.values, self.sink_keys = (
+                self.keys, self.values, self.sinks = (
                     tensor.index_select(0, indices.to(tensor.device)) for tensor in self.tensors
                 )
 

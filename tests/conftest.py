@@ -25,3 +25,17 @@ def messages():
     """Every warning and log line of Transformers and of this library during the test."""
     with MessageLog() as log:
         yield log
+
+
+REPORT = pytest.StashKey()
+
+
+@pytest.fixture
+def conformance_report(request):
+    """What each tiny model really has, printed at the end of the run."""
+    return request.config.stash.setdefault(REPORT, {})
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for animal, features in config.stash.get(REPORT, {}).items():
+        terminalreporter.write_line(f"{animal}: has {', '.join(sorted(features))}")

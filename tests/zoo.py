@@ -42,6 +42,9 @@ class Animal:
     config: dict = field(default_factory=dict)
     claims: frozenset = frozenset()
     implementations: tuple = ("sdpa", "eager")
+    pads_later: bool = True
+    cuts_to_one_layer: bool = True
+    one_layer: dict = field(default_factory=lambda: {"num_hidden_layers": 1})
 
     def __str__(self):
         return " ".join([self.model_type, *sorted(self.claims)])
@@ -89,8 +92,8 @@ ZOO = [
     row("falcon", "rope halves", multi_query=True, parallel_attn=False, new_decoder_architecture=False),
     row("falcon", "alibi, odd heads", alibi=True, hidden_size=96, num_attention_heads=6, multi_query=False,
         new_decoder_architecture=False, implementations=("sdpa",)),
-    row("mpt", "alibi", n_heads=4, max_seq_len=256, attn_config={"clip_qkv": 1.0}, implementations=("eager",)),
-    row("mpt", "alibi, odd heads", hidden_size=96, n_heads=6, max_seq_len=256, implementations=("eager",)),
+    row("mpt", "alibi", max_seq_len=256, attn_config={"clip_qkv": 1.0}, implementations=("eager",)),
+    row("mpt", "alibi, odd heads", hidden_size=96, num_attention_heads=6, max_seq_len=256, implementations=("eager",)),
     row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=("eager",)),
     row("qwen2", "grouped heads", num_key_value_heads=2),
     row("stablelm", "partial", "grouped heads", "query-key norm", num_key_value_heads=2, qk_layernorm=True, use_qkv_bias=True),

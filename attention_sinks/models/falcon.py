@@ -55,7 +55,7 @@ def _refuses(config: PreTrainedConfig) -> str | None:
 
 
 ARCHITECTURE = Architecture(
-    "FalconAttention", _positions, _attention, hands_on=False, takes_mask=False, refuses=_refuses
+    "FalconAttention", _positions, forward=_attention, hands_on=False, takes_mask=False, refuses=_refuses
 )
 
 

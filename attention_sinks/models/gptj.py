@@ -35,7 +35,7 @@ def table_limit(config: PreTrainedConfig) -> Limit:
 
 
 ARCHITECTURE = Architecture(
-    "GPTJAttention", RopeTable(turned_width), _attention, hands_on=False, limit=table_limit
+    "GPTJAttention", RopeTable(turned_width), forward=_attention, hands_on=False, limit=table_limit
 )
 
 

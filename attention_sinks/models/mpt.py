@@ -42,7 +42,7 @@ def _refuses(config: PreTrainedConfig) -> str | None:
 
 
 ARCHITECTURE = Architecture(
-    "MptAttention", LinearBias(_alibi), _attention, hands_on=False, limit=_limit, refuses=_refuses
+    "MptAttention", LinearBias(_alibi), forward=_attention, hands_on=False, limit=_limit, refuses=_refuses
 )
 
 

@@ -1,0 +1,214 @@
+"""What every architecture must do: checks over one tiny model, in a few seconds. See `zoo` for the models."""
+
+import copy
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
+
+import torch
+
+from attention_sinks import AttentionSinkKVCache, forward, inject_attention_sinks, remove_attention_sinks
+from attention_sinks.injection import injection_of
+from contract import left_padded, stream_rows
+from features import features_of
+from helpers import TEETH, assert_close, cut, largest_difference, random_ids, storage_bytes, stream, tensors_of
+from replay import decoder_layers, replay_logits, text_config
+
+SINKS, WINDOW = 4, 12
+ROOM = SINKS + WINDOW + 1
+LENGTH = 6 * ROOM
+
+
+def streaming(animal, sinks=SINKS, window=WINDOW, implementation=None):
+    return inject_attention_sinks(animal.build(implementation), sinks, window)
+
+
+def expected(animal, ids, sinks=SINKS, window=WINDOW):
+    return replay_logits(animal.build(), ids, sinks, window)
+
+
+def has_what_the_row_claims(animal):
+    found = features_of(streaming(animal))
+    assert animal.claims <= found, f"missing: {sorted(animal.claims - found)}; found: {sorted(found)}"
+    return found
+
+
+def any_chunking_equals_the_reference(animal):
+    """Contract 1 and 4, by every attention implementation."""
+    ids = random_ids(LENGTH)
+    right = expected(animal, ids)
+    assert 0.3 < right.std() < 3
+    for implementation in animal.implementations:
+        model = streaming(animal, implementation=implementation)
+        for lengths in ([1], [LENGTH], [7], [LENGTH - 1, 1], [1, 3 * ROOM, 2, 5, ROOM]):
+            logits, cache = stream(model, ids[None], cut(LENGTH, lengths))
+            assert_close(logits[0], right)
+            assert cache.tokens_seen.tolist() == [LENGTH] and cache.tokens_cached.tolist() == [ROOM - 1]
+
+
+def every_mistake_shows(animal):
+    """A window off by one, a sink missing or a query off by one would have been seen."""
+    ids, late = random_ids(LENGTH), slice(2 * ROOM, None)
+    right = expected(animal, ids)[late]
+    model = streaming(animal)
+    if not any(reach.sink_size for reach in injection_of(model).reaches(injection_of(model).settings)):
+        return
+    for sinks, window in ((SINKS, WINDOW + 1), (SINKS - 1, WINDOW)):
+        assert largest_difference(expected(animal, ids, sinks, window)[late], right) > TEETH
+    if {"rope halves", "rope neighbours", "alibi", "alibi, odd heads"} & features_of(model):
+        for lengths in ([1], [LENGTH]):
+            with queries_off_by_one():
+                wrong = stream(model, ids[None], cut(LENGTH, lengths))[0][0, late]
+            assert largest_difference(wrong, right) > TEETH
+
+
+@contextmanager
+def queries_off_by_one():
+    """The library, broken: every query stands one further from the sinks than it should."""
+
+    def broken(make):
+        def step(*args):
+            made = make(*args)
+            nearer = None if made.delta is None else made.delta - 1
+            return replace(made, delta=nearer, cache_position=made.cache_position + 1)
+
+        return step
+
+    names = ("token_step", "block_step")
+    with mock.patch.multiple(forward, **{name: broken(getattr(forward, name)) for name in names}):
+        yield
+
+
+def a_row_gives_what_it_gives_alone(animal):
+    """Contract 2: left padding in every turn, with either form of the mask."""
+    turns = [[ROOM + 5, 3, 1], [2, ROOM - 1, 4], [1, 1, 1], [9, 2 * ROOM, 0]]
+    if not animal.pads_later:
+        turns = [turns[0], [ROOM, ROOM, ROOM], [1, 1, 1]]
+    rows = [random_ids(sum(counts), seed=r) for r, counts in enumerate(zip(*turns, strict=True))]
+    layouts = [left_padded(counts, max(counts) + (i == 0)) for i, counts in enumerate(turns)]
+    model, right = streaming(animal), [expected(animal, row) for row in rows]
+    for mask_all_columns in (False, True):
+        logits, cache = stream_rows(model, rows, layouts, mask_all_columns=mask_all_columns)
+        for row_logits, row_right in zip(logits, right, strict=True):
+            assert_close(row_logits, row_right)
+        assert cache.tokens_seen.tolist() == [len(row) for row in rows]
+
+
+def short_streams_are_plain_transformers(animal):
+    """Contract 3, with a cache and without."""
+    ids = random_ids(2, ROOM)
+    with torch.no_grad():
+        plain = animal.build()(ids).logits
+        assert_close(streaming(animal)(ids, use_cache=False).logits, plain)
+    for lengths in ([ROOM], [1], [5]):
+        assert_close(stream(streaming(animal), ids, cut(ROOM, lengths))[0], plain)
+
+
+def no_cache_gives_the_same_logits(animal):
+    ids = random_ids(LENGTH)
+    with torch.no_grad():
+        outputs = streaming(animal)(ids[None], use_cache=False)
+    assert outputs.past_key_values is None
+    assert_close(outputs.logits[0], expected(animal, ids))
+
+
+def the_smallest_sizes_work(animal):
+    ids = random_ids(40)
+    for sinks, window in ((0, 5), (2, 1), (0, 1)):
+        for lengths in ([1], [7], [40]):
+            logits, _ = stream(streaming(animal, sinks, window), ids[None], cut(40, lengths))
+            assert_close(logits[0], expected(animal, ids, sinks, window))
+
+
+def memory_is_constant(animal):
+    """Contract 5: the formula, the storages, and that nothing moves."""
+    model, ids = streaming(animal), random_ids(2, 8 * ROOM)
+    _, cache = stream(model, ids[:, : 4 * ROOM])
+    before = storages(cache)
+    assert cache.nbytes == storage_bytes(tensors_of(cache)) == formula(cache)
+    for lengths in ([1], [7], [3 * ROOM]):
+        stream(model, ids[:, : 2 * ROOM], cut(2 * ROOM, lengths), cache)
+        assert storages(cache) == before
+
+
+def storages(cache):
+    return sorted((tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in tensors_of(cache))
+
+
+def formula(cache):
+    """rows x kv heads x [(S+W+1)(d_k + d_v) + S d] x itemsize over our layers, and what native layers hold."""
+    total = 0
+    for layer in cache.layers:
+        if not hasattr(layer, "reach"):
+            total += storage_bytes(tensors_of(layer))
+        elif layer.is_initialized:
+            rows, heads, _, key_width = layer.keys.shape
+            value_width, slots = layer.values.shape[3], layer.reach.visible_size
+            turned = {"keys": key_width, "values": value_width, None: 0}[layer.rotated]
+            numbers = slots * (key_width + value_width) + layer.reach.sink_size * turned
+            total += rows * heads * numbers * layer.keys.itemsize
+    return total
+
+
+def caches_do_not_meet(animal):
+    """Contract 7: caches of other sizes in turns on one model, one of them forked on the way."""
+    model = streaming(animal)
+    sizes = [(SINKS, WINDOW), (0, 5), (1, 9)]
+    ids = [random_ids(4 * ROOM + 3 * i, seed=i) for i in range(len(sizes))]
+    caches, parts = [AttentionSinkKVCache(model, *size) for size in sizes], [[] for _ in sizes]
+    fed = 0
+    for length in (5, 1, 1, 30, 1, 2, 100):
+        for cache, row, part in zip(caches, ids, parts, strict=True):
+            if len(call := row[fed : fed + length]):
+                part.append(stream(model, call[None], cache=cache)[0][0])
+        fed += length
+        caches[0] = copy.deepcopy(caches[0])
+    for size, row, part in zip(sizes, ids, parts, strict=True):
+        assert_close(torch.cat(part), expected(animal, row, *size))
+
+
+def bfloat16_runs(animal):
+    model = streaming(animal).to(torch.bfloat16)
+    logits, _ = stream(model, random_ids(2, LENGTH), cut(LENGTH, [ROOM, 1, 1, 30]))
+    assert logits.isfinite().all() and logits.dtype == torch.bfloat16
+
+
+def removing_leaves_no_trace(animal):
+    plain, ids = animal.build(), random_ids(1, 3 * ROOM)
+    before = [sorted(module.__dict__) for module in plain.modules()]
+    with torch.no_grad():
+        right = plain(ids).logits
+        removed = remove_attention_sinks(inject_attention_sinks(plain, SINKS, WINDOW))
+        assert torch.equal(removed(ids).logits, right)
+    assert [sorted(module.__dict__) for module in removed.modules()] == before
+
+
+def one_layer_is_plain_attention_over_what_is_visible(animal):
+    """Needs no reference of ours: the keys of a first layer depend on their own token only."""
+    layers = decoder_layers(animal.build())
+    if len(layers) == 1 or not animal.cuts_to_one_layer:
+        return
+    only = replace(animal, config={**animal.config, **animal.one_layer})
+    ids, model, plain = random_ids(3 * ROOM), streaming(only), only.build()
+    if text_config(plain).num_hidden_layers != 1:
+        raise AssertionError("the configuration does not cut to one layer")
+    logits, _ = stream(model, ids[None], cut(len(ids), [1]))
+    for t in range(ROOM, len(ids)):
+        visible = torch.cat([ids[:SINKS], ids[t - WINDOW : t + 1]])
+        with torch.no_grad():
+            assert_close(logits[0, t], plain(visible[None]).logits[0, -1])
+
+
+CHECKS = [
+    any_chunking_equals_the_reference,
+    every_mistake_shows,
+    a_row_gives_what_it_gives_alone,
+    short_streams_are_plain_transformers,
+    no_cache_gives_the_same_logits,
+    the_smallest_sizes_work,
+    memory_is_constant,
+    caches_do_not_meet,
+    bfloat16_runs,
+    removing_leaves_no_trace,
+    one_layer_is_plain_attention_over_what_is_visible,
+]
