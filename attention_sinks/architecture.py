@@ -13,10 +13,24 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .alibi import Alibi
 from .frequencies import module_frequencies, plain_frequencies
+from .layer_kinds import LayerKind, layer_kinds
 from .positions import HALVES, NEIGHBOURS, Pairing, Rotary
 
 Position = Rotary | Alibi | None
 """How a layer knows where its keys are; None: it does not."""
+
+
+def every_layer(config: PreTrainedConfig, layer_idx: int) -> bool:
+    return True
+
+
+def sliding_layers(config: PreTrainedConfig, layer_idx: int) -> bool:
+    return config.layer_types[layer_idx] == "sliding_attention"
+
+
+def by_no_rope_layers(config: PreTrainedConfig, layer_idx: int) -> bool:
+    """`config.no_rope_layers` has 1, despite its name, where a layer turns."""
+    return bool(config.no_rope_layers[layer_idx])
 
 
 @dataclass(frozen=True)
@@ -25,23 +39,43 @@ class Rope:
 
     Parameters
     ----------
-    module : str, default "rotary_emb"
-        Attribute of the base model.
     pairing : Pairing, default HALVES
         How it pairs the dimensions it turns.
+    turns : callable, default all layers
+        (config, layer index) -> whether the layer turns its queries and keys.
+    module : str, default "rotary_emb"
+        Attribute of the base model.
     """
 
-    module: str = "rotary_emb"
     pairing: Pairing = HALVES
+    turns: Callable[[PreTrainedConfig, int], bool] = every_layer
+    module: str = "rotary_emb"
 
     def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
         """The positions of each layer, for a cache whose queries see at most `length` tokens."""
-        rotary = Rotary(partial(module_frequencies, getattr(base, self.module), length), self.pairing)
-        return (rotary,) * base.config.num_hidden_layers
+        module, config = getattr(base, self.module), base.config
+        names = config.layer_types if isinstance(module.rope_type, dict) else [None] * config.num_hidden_layers
+        rotaries = {
+            (name, turned): Rotary(partial(module_frequencies, module, length, name), self.pairing, turned)
+            for name in names
+            for turned in (True, False)
+        }
+        return tuple(rotaries[name, self.turns(config, index)] for index, name in enumerate(names))
 
     def modules(self, base: PreTrainedModel) -> list[nn.Module]:
         """The modules that need not run, because attention takes its cosines and sines from the call."""
         return [getattr(base, self.module)]
+
+
+@dataclass(frozen=True)
+class NoPositions:
+    """Attention that does not know where its keys are."""
+
+    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
+        return (None,) * base.config.num_hidden_layers
+
+    def modules(self, base: PreTrainedModel) -> list[nn.Module]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -83,7 +117,7 @@ class LinearBias:
         return []
 
 
-Scheme = Rope | RopeTable | LinearBias
+Scheme = Rope | RopeTable | LinearBias | NoPositions
 
 
 @dataclass(frozen=True)
@@ -117,6 +151,8 @@ class Architecture:
         Whether the base model hands keyword arguments that it does not know on to its attention modules.
     takes_mask : bool, default True
         Whether the base model takes a ready mask of four dimensions.
+    kinds : callable, default `layer_kinds`
+        config -> LayerKind of each layer.
     limit : callable, optional
         config -> Limit or None.
     refuses : callable, optional
@@ -129,6 +165,7 @@ class Architecture:
     forward: Callable[..., tuple[torch.Tensor, Any]] | None = None
     hands_on: bool = True
     takes_mask: bool = True
+    kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds
     limit: Callable[[PreTrainedConfig], Limit | None] = _nothing
     refuses: Callable[[PreTrainedConfig], str | None] = _nothing
 

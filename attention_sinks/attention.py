@@ -27,6 +27,8 @@ def attention_sinks_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of one layer for one call, with the signature of Transformers' `AttentionInterface`.
@@ -39,6 +41,10 @@ def attention_sinks_attention(
         [batch, num_key_value_heads, slots or layout, head_dim], as `SinkLayer.update` returned them.
     attention_mask : torch.Tensor or None
         Ignored: who sees whom is in the call's step.
+    softcap : float, optional
+        Scores are bent to at most this, as in Gemma 2.
+    s_aux : torch.Tensor, optional
+        [num_attention_heads], scores of a learned sink that has no value, as in gpt-oss.
 
     Returns
     -------
@@ -47,9 +53,12 @@ def attention_sinks_attention(
         [batch, num_attention_heads, n, columns], columns in the order of the stream.
     """
     call: LayerCall = kwargs.pop(CALL_ARGUMENT)
-    if isinstance(call.step, TokenStep):
-        return _attend_token(module, query, key, value, call, scaling=scaling, dropout=dropout, **kwargs)
-    return _attend_block(query, key, value, call, scaling, dropout)
+    if isinstance(call.step, BlockStep):
+        return _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux)
+    options = {name: option for name, option in (("softcap", softcap), ("s_aux", s_aux)) if option is not None}
+    if call.implementation == "sdpa" and not dropout and not options:
+        return _sdpa_token(query, key, value, _token_mask(call, query.dtype), scaling), None
+    return _attend_token(module, query, key, value, call, scaling=scaling, dropout=dropout, **options, **kwargs)
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_sinks_attention)
@@ -69,8 +78,6 @@ def _attend_token(module, query, key, value, call, scaling, dropout, **kwargs):
     """All keys of the buffer are visible and their order matters to the linear bias alone: any implementation will do."""
     step: TokenStep = call.step
     mask = _token_mask(call, query.dtype)
-    if call.implementation == "sdpa" and not dropout:
-        return _sdpa_token(query, key, value, mask, scaling), None
     if mask is not None and "flash" in call.implementation:
         mask = step.visible[:, 0, 0]
     elif mask is not None and mask.dtype == torch.bool:
@@ -122,7 +129,7 @@ def plain_attention(module, query, key, value, attention_mask, scaling, dropout=
 # ---- a block of queries
 
 
-def _attend_block(query, key, value, call, scaling, dropout):
+def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux):
     """One softmax over the sinks, scored by queries turned towards them, and the band of recent keys.
 
     scores = [ R(-delta_t) q_t . sinks | q_t . window and new keys ], exact for every query of the call.
@@ -134,11 +141,12 @@ def _attend_block(query, key, value, call, scaling, dropout):
     outputs, weights = [], [] if call.implementation == "eager" else None
     for block in step.blocks:
         sink_bias, band_bias = _block_biases(call, block, query.shape[1])
-        to_sinks = _scores(turned[..., block.queries, :], sink_key, sink_bias, scaling)
-        to_band = _scores(query[..., block.queries, :], key[:, :, block.keys], band_bias, scaling)
-        probabilities = torch.cat([to_sinks, to_band], dim=-1).softmax(dim=-1).to(query.dtype)
+        to_sinks = _scores(turned[..., block.queries, :], sink_key, sink_bias, scaling, softcap)
+        to_band = _scores(query[..., block.queries, :], key[:, :, block.keys], band_bias, scaling, softcap)
+        scores = [to_sinks, to_band, *_learned(s_aux, to_band)]
+        probabilities = torch.cat(scores, dim=-1).softmax(dim=-1).to(query.dtype)
         probabilities = nn.functional.dropout(probabilities, dropout) if dropout else probabilities
-        on_sinks, on_band = probabilities.split([sink_key.shape[2], to_band.shape[-1]], dim=-1)
+        on_sinks, on_band = probabilities.split([part.shape[-1] for part in scores], dim=-1)[:2]
         outputs.append(_mix(on_sinks, sink_value) + _mix(on_band, value[:, :, block.keys]))
         if weights is not None:
             weights.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], step))
@@ -164,11 +172,21 @@ def _by_key_head(query: torch.Tensor, key_heads: int) -> torch.Tensor:
     return query.unflatten(1, (key_heads, -1))
 
 
-def _scores(query, key, bias, scaling):
+def _scores(query, key, bias, scaling, softcap):
     """Masked scores in float32 of `query` [batch, key heads, groups, n, d] with `key` [batch, key heads, m, d]."""
     batch, heads, groups, columns, width = query.shape
     scores = (query * scaling).reshape(batch, heads, groups * columns, width) @ key.transpose(2, 3)
-    return scores.view(batch, heads, groups, columns, -1).float().add_(bias)
+    scores = scores.view(batch, heads, groups, columns, -1).float()
+    scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+    return scores.add_(bias)
+
+
+def _learned(s_aux: torch.Tensor | None, scores: torch.Tensor) -> list[torch.Tensor]:
+    """The scores of a learned sink, one for every query, where there is one."""
+    if s_aux is None:
+        return []
+    heads, groups, columns = scores.shape[1:4]
+    return [s_aux.float().view(1, heads, groups, 1, 1).expand(scores.shape[0], -1, -1, columns, 1)]
 
 
 def _mix(weights, value):

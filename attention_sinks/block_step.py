@@ -87,7 +87,9 @@ class _Layout:
         asking = query[:, start:stop, None]
         token, in_band = self.tokens[:, None, keys], self.in_band[:, None, keys]
         visible = in_band & (token <= asking)
-        if not self.reach.dense:
+        if self.reach.chunked:
+            visible &= token >= asking - asking % self.reach.visible_size
+        elif not self.reach.dense:
             visible &= token >= asking - self.reach.window_size
         sinks = torch.arange(self.reach.sink_size) <= asking
         return QueryBlock(slice(start, stop), keys, _bias(visible), _bias(sinks))

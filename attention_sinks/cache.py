@@ -16,6 +16,7 @@ from .layer import SinkLayer
 from .positions import Rotary
 from .rows import Rows, Streams
 from .settings import SinkSettings
+from .states_layer import EmptyLayer, SinkAndStatesLayer, StatesLayer
 
 
 class AttentionSinkKVCache(Cache):
@@ -94,6 +95,9 @@ class AttentionSinkKVCache(Cache):
     def get_query_offset(self, layer_idx: int = 0) -> int:
         return 0
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
     def __repr__(self) -> str:
         s, w, prefill = self.settings.sink_size, self.settings.window_size, self.settings.prefill
         return (
@@ -139,13 +143,15 @@ class AttentionSinkKVCache(Cache):
         moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1])[:, None]
         with torch.no_grad():
             for layer, position in zip(self.layers, positions, strict=True):
-                if isinstance(position, Rotary):
+                if isinstance(layer, SinkLayer) and layer.rotated:
                     layer.rebase(position, moved)
 
     def turn_sinks(self, call: Call) -> None:
         """Before a single step: bring the sinks to where the query must see them, those of like layers together."""
         alike = defaultdict(list)
         for index, layer in enumerate(self.layers):
+            if not isinstance(layer, SinkLayer) or not layer.rotated:
+                continue
             layer_call = call.at(index, layer.sinks)
             if layer_call.turn is not None:
                 alike[id(layer_call), layer.sinks.shape].append((layer_call, layer))
@@ -172,10 +178,17 @@ class AttentionSinkKVCache(Cache):
         return self._model() is model
 
 
-def _layers(injection: Injection, settings: SinkSettings, streams: Streams) -> list[SinkLayer]:
-    positions, reaches = injection.positions(settings), injection.reaches(settings)
-    slot = injection.architecture.rotated
-    return [
-        SinkLayer(reach, streams, slot if isinstance(position, Rotary) else None)
-        for reach, position in zip(reaches, positions, strict=True)
-    ]
+def _layers(injection: Injection, settings: SinkSettings, streams: Streams) -> list:
+    """A layer of ours for each that has keys and values; Transformers' own for states that are not per token."""
+    layers = []
+    places = zip(injection.kinds, injection.reaches(settings), injection.positions(settings), strict=True)
+    for kind, reach, position in places:
+        turned = isinstance(position, Rotary) and position.turned
+        rotated = injection.architecture.rotated if turned else None
+        if not kind.stores:
+            layers.append(StatesLayer(kind.states) if kind.states else EmptyLayer())
+        elif kind.states:
+            layers.append(SinkAndStatesLayer(reach, streams, rotated, kind.states))
+        else:
+            layers.append(SinkLayer(reach, streams, rotated))
+    return layers

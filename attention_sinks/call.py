@@ -51,7 +51,7 @@ class Call:
     """
 
     steps: dict[Reach, Step]
-    reaches: tuple[Reach, ...]
+    reaches: tuple[Reach | None, ...]
     positions: tuple[Rotary | Alibi | None, ...]
     implementation: str
     _made: dict = field(default_factory=dict, repr=False)
@@ -69,7 +69,7 @@ class Call:
         embeddings = turn = rotate = alibi = token_bias = None
         if isinstance(position, Rotary):
             embeddings, rotate = position.embeddings(step.model_position, like.dtype), position.pairing.rotate
-            if step.delta is not None:
+            if step.delta is not None and position.turned:
                 turn = position.tables(step.delta if isinstance(step, TokenStep) else -step.delta)
         if isinstance(position, Alibi):
             alibi = position

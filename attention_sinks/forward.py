@@ -48,13 +48,14 @@ def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) ->
     positions, reaches = injection.positions(settings), injection.reaches(settings)
     counts, columns = inputs.counts(piece), piece.stop - piece.start
     by_token = inputs.columns == 1 and not inputs.with_gradients and min(rows.seen) >= max(1, settings.sink_size)
-    shift = rows.shift_for(max(counts), max(reach.cached_size for reach in reaches))
+    reaches_in_use = {settings.reach, *filter(None, reaches)}
+    shift = rows.shift_for(max(counts), max(reach.cached_size for reach in reaches_in_use))
     if inputs.cache is not None and any(shift):
         rows = rows.rebase(shift)
         inputs.cache.rebase(shift, positions)
         if by_token:
             inputs.cache.commit(rows, 0)
-    steps = {reach: _step(rows, counts, columns, reach, by_token, inputs.device) for reach in set(reaches)}
+    steps = {reach: _step(rows, counts, columns, reach, by_token, inputs.device) for reach in reaches_in_use}
     call = Call(steps, reaches, positions, injection.model.config._attn_implementation)
     if by_token:
         inputs.cache.turn_sinks(call)

@@ -16,7 +16,7 @@ Frequencies = Callable[[], tuple[torch.Tensor, float]]
 """Gives inverse frequencies [pairs], and the factor the model puts on cosines and sines."""
 
 
-def module_frequencies(module: nn.Module, length: int) -> tuple[torch.Tensor, float]:
+def module_frequencies(module: nn.Module, length: int, name: str | None = None) -> tuple[torch.Tensor, float]:
     """What the rotary module of a Transformers model uses for a text of `length` tokens.
 
     Parameters
@@ -25,17 +25,22 @@ def module_frequencies(module: nn.Module, length: int) -> tuple[torch.Tensor, fl
         Has `inv_freq`, `rope_type` and `attention_scaling`.
     length : int
         Matters for length-dependent types alone.
+    name : str, optional
+        The kind of layer, as in `config.layer_types`, where the module has frequencies for each.
     """
-    rope_type = module.rope_type
-    if "dynamic" in rope_type:
-        trained_length = module.original_max_seq_len
-    elif rope_type == "longrope":
-        trained_length = module.config.rope_parameters["original_max_position_embeddings"]
-    else:
-        return module.inv_freq, module.attention_scaling
+    prefix = f"{name}_" if name else ""
+    if name and name not in module.rope_type:  # layers of a kind that is not turned
+        return torch.zeros(1), 1.0
+    rope_type = module.rope_type[name] if name else module.rope_type
+    frequencies, scaling = getattr(module, f"{prefix}inv_freq"), getattr(module, f"{prefix}attention_scaling")
+    if "dynamic" not in rope_type and rope_type != "longrope":
+        return frequencies, scaling
+    parameters = module.config.rope_parameters[name] if name else module.config.rope_parameters
+    trained_length = parameters["original_max_position_embeddings"] if rope_type == "longrope" else module.original_max_seq_len
     if length <= trained_length:
-        return module.original_inv_freq, module.attention_scaling
-    return ROPE_INIT_FUNCTIONS[rope_type](module.config, module.inv_freq.device, seq_len=length)
+        return getattr(module, f"{prefix}original_inv_freq"), scaling
+    options = {"layer_type": name} if name else {}
+    return ROPE_INIT_FUNCTIONS[rope_type](module.config, frequencies.device, seq_len=length, **options)
 
 
 def plain_frequencies(width: int) -> tuple[torch.Tensor, float]:

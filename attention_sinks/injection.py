@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging
 
 from .architecture import Architecture, Position
+from .layer_kinds import LayerKind
 from .settings import SinkSettings
 from .step import Reach
 
@@ -48,9 +48,8 @@ class Injection:
         ValueError
             When a query would see more tokens than the model has positions for.
         """
-        native = min(filter(None, self.windows), default=None) if all(self.windows) else None
-        if native is not None and settings.visible_size > native:
-            settings = self._cut(settings, native)
+        if self.native_window is not None and settings.visible_size > self.native_window:
+            settings = self._cut(settings, self.native_window)
         limit = self.architecture.limit(self.model.config)
         if limit is not None and settings.visible_size > limit.tokens:
             raise ValueError(
@@ -74,17 +73,31 @@ class Injection:
         return replace(settings, window_size=window)
 
     @cached_property
-    def windows(self) -> tuple[int | None, ...]:
-        """How many tokens each layer sees natively, the current one included; None: all."""
-        types, facts = get_layer_types_and_kwargs(self.model.config)
-        sliding = ("sliding_attention", "chunked_attention")
-        return tuple(fact["sliding_window"] if kind in sliding else None for kind, fact in zip(types, facts, strict=True))
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer."""
+        return self.architecture.kinds(self.model.config)
 
-    def reaches(self, settings: SinkSettings) -> tuple[Reach, ...]:
-        """What the queries of each layer see under `settings`."""
-        if all(self.windows):
-            return (settings.reach,) * len(self.windows)
-        return tuple(settings.reach if window is None else Reach(0, window - 1) for window in self.windows)
+    @cached_property
+    def has_states(self) -> bool:
+        """Whether any layer keeps states that are not per token: linear attention, convolutions, state spaces."""
+        return any(kind.states for kind in self.kinds)
+
+    @cached_property
+    def native_window(self) -> int | None:
+        """How many tokens the model sees where all its attention slides: there the sliding layers get the sinks."""
+        windows = [kind.window for kind in self.kinds if kind.attends]
+        return min(windows) if all(windows) and not any(kind.chunk for kind in self.kinds) else None
+
+    def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
+        """What the queries of each layer see under `settings`; None for a layer without attention."""
+        return tuple(self._reach(kind, settings) for kind in self.kinds)
+
+    def _reach(self, kind: LayerKind, settings: SinkSettings) -> Reach | None:
+        if not kind.attends:
+            return None
+        if kind.window is None or self.native_window is not None:
+            return settings.reach
+        return Reach(0, kind.window - 1, chunked=kind.chunk)
 
     def positions(self, settings: SinkSettings) -> tuple[Position, ...]:
         """How each layer knows positions under `settings`."""

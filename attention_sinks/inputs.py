@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .cache import AttentionSinkKVCache
 from .injection import Injection, injection_of
+from .layer_kinds import ATTENTION, LINEAR
 from .masks import check_position_ids, real_columns
 from .rows import Rows
 from .settings import SinkSettings
@@ -66,10 +67,18 @@ class Inputs:
         for name in ("input_ids", "inputs_embeds"):
             if (states := arguments.get(name)) is not None:
                 arguments[name] = _reordered(states, self.order)[:, piece]
-        # A mask of four dimensions is taken as it is; who sees whom is in the call's step.
-        takes_mask = self.injection.architecture.takes_mask
-        arguments["attention_mask"] = torch.zeros((1, 1, 1, 1), device=self.device) if takes_mask else None
+        arguments["attention_mask"] = self._mask(piece)
         return {**arguments, "past_key_values": self.cache, "return_dict": True}
+
+    def _mask(self, piece: slice):
+        """Who sees whom is in the call's step. A mask of four dimensions is taken as it is; states need the padding."""
+        if not self.injection.architecture.takes_mask:
+            return None
+        ready = torch.zeros((1, 1, 1, 1), device=self.device)
+        if not self.injection.has_states:
+            return ready
+        padding = None if self.real is None else self.real[:, piece].long().to(self.device)
+        return {**dict.fromkeys(set(ATTENTION), ready), **dict.fromkeys(LINEAR, padding)}
 
     def restore_order(self, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
         """Columns of the output where the caller had them."""
@@ -107,6 +116,8 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     if wants_attentions:
         _check_attentions(columns, (injection if cache is None else cache).settings.visible_size)
     real, order = _padding_left(real, device)
+    if injection.has_states:
+        _check_padding_of_states(real, order, cache)
     return Inputs(
         injection=injection,
         given=given,
@@ -195,6 +206,16 @@ def _check_attentions(columns: int, visible_size: int) -> None:
             f"output_attentions=True with a call of {columns} tokens: the weights of a call longer than sinks + window "
             f"+ 1 = {visible_size} have no common columns; cut the call into shorter ones."
         )
+
+
+def _check_padding_of_states(real: torch.Tensor | None, order: torch.Tensor | None, cache) -> None:
+    """States advance on padding too, except where Transformers leaves it out: before the first token of a row."""
+    if real is None or (order is None and (cache is None or cache.streams.rows is None)):
+        return
+    raise ValueError(
+        "attention_mask has zeros after the first token of a row, but this model has linear attention or state space "
+        "layers, whose states cannot leave them out; pad on the left, in the first call only."
+    )
 
 
 def _padding_left(real: torch.Tensor | None, device: torch.device):

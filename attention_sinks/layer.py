@@ -73,7 +73,7 @@ class SinkLayer(CacheLayerMixin):
 
     def _past(self, step: BlockStep) -> list[list[torch.Tensor]]:
         """What is cached, for keys and for values: the sinks as they first were, the window from old to new."""
-        keys, values, sinks = self.pending or self.tensors
+        keys, values, sinks = self.pending or self.buffers
         first = {"keys": keys[:, :, : self.reach.sink_size], "values": values[:, :, : self.reach.sink_size]}
         if self.rotated:
             first[self.rotated] = sinks
@@ -90,7 +90,7 @@ class SinkLayer(CacheLayerMixin):
     def rebase(self, rotary: Rotary, shift: torch.Tensor) -> None:
         """Turn the ring back by `shift` [R, 1], the way the base of their rows moves."""
         if self.pending or self.is_initialized:
-            keys, values, sinks = self.pending or self.tensors
+            keys, values, sinks = self.pending or self.buffers
             states = {"keys": keys, "values": values}
             first, ring = states[self.rotated].split([self.reach.sink_size, self.reach.window_size + 1], dim=2)
             ring = rotary.pairing.rotate(ring, rotary.tables(-shift.to(ring.device)))
@@ -102,7 +102,7 @@ class SinkLayer(CacheLayerMixin):
         if self.pending is not None:
             if not self.is_initialized:
                 self.lazy_initialization(*self.pending[:2])
-            for buffer, states in zip(self.tensors, self.pending, strict=True):
+            for buffer, states in zip(self.buffers, self.pending, strict=True):
                 if states is not buffer:
                     buffer.copy_(states)
             self.pending = None
@@ -112,9 +112,14 @@ class SinkLayer(CacheLayerMixin):
         self.pending = None
 
     @property
+    def buffers(self) -> tuple[torch.Tensor, ...]:
+        """Keys, values and sinks."""
+        return (self.keys, self.values, self.sinks) if self.is_initialized else ()
+
+    @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Everything this layer stores."""
-        return (self.keys, self.values, self.sinks) if self.is_initialized else ()
+        return self.buffers
 
     def get_seq_length(self) -> int:
         return self.streams.columns
@@ -136,7 +141,7 @@ class SinkLayer(CacheLayerMixin):
         if self.is_initialized:
             with torch.inference_mode(False):
                 self.keys, self.values, self.sinks = (
-                    tensor.index_select(0, indices.to(tensor.device)) for tensor in self.tensors
+                    tensor.index_select(0, indices.to(tensor.device)) for tensor in self.buffers
                 )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,11 +23,15 @@ class Pairing:
     spread : callable
         From one angle per pair [..., d/2] to one per dimension [..., d].
     rotate : callable
-        Turns states [batch, heads, n, head_dim] by cosines and sines [R, n, d]; dimensions from d on stay as they are.
+        Turns states [batch, heads, n, head_dim] by cosines and sines [R, n, d]; the other dimensions stay as they are.
+    embed : callable, optional
+        From angles [..., d/2] and a factor to what the model's own attention expects: by default the cosines and sines
+        of the spread angles.
     """
 
     spread: Callable[[torch.Tensor], torch.Tensor]
     rotate: Callable[[torch.Tensor, Tables], torch.Tensor]
+    embed: Callable[[torch.Tensor, float, torch.dtype], Any] | None = None
 
 
 def _spread_halves(angles: torch.Tensor) -> torch.Tensor:
@@ -64,6 +70,43 @@ NEIGHBOURS = Pairing(_spread_neighbours, _rotate_neighbours)
 """Pairs (2i, 2i + 1), as in GPT-J."""
 
 
+def _embed_halves(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tables:
+    angles = _spread_halves(angles)
+    return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+
+
+NEIGHBOURS_FROM_HALVES = replace(NEIGHBOURS, embed=_embed_halves)
+"""Pairs (2i, 2i + 1), by attention that is handed tables for halves and orders them itself, as in GLM."""
+
+
+def _embed_complex(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
+    return torch.polar(torch.full_like(angles, scaling), angles).to(torch.complex64)
+
+
+COMPLEX = replace(NEIGHBOURS, embed=_embed_complex)
+"""Pairs (2i, 2i + 1), taken as complex numbers, as in Llama 4."""
+
+
+def _rotate_trailing(rotate: Callable, states: torch.Tensor, tables: Tables) -> torch.Tensor:
+    rest, turned = states.split([states.shape[-1] - tables[0].shape[-1], tables[0].shape[-1]], dim=-1)
+    return torch.cat((rest, rotate(turned, tables)), dim=-1)
+
+
+TRAILING_HALVES = replace(HALVES, rotate=partial(_rotate_trailing, _rotate_halves))
+"""Halves of the last dimensions, as in latent attention."""
+
+TRAILING_COMPLEX = replace(COMPLEX, rotate=partial(_rotate_trailing, _rotate_neighbours))
+"""Neighbours in the last dimensions, as complex numbers, as in DeepSeek-V2."""
+
+
+def _rotate_back(states: torch.Tensor, tables: Tables) -> torch.Tensor:
+    return _rotate_halves(states, (tables[0], -tables[1]))
+
+
+HALVES_BACKWARDS = replace(HALVES, rotate=_rotate_back)
+"""Halves, turned the other way, as in nanochat."""
+
+
 @dataclass(frozen=True)
 class Rotary:
     """The angles of one kind of layer, fixed for the life of a cache.
@@ -75,23 +118,30 @@ class Rotary:
         may change the buffers they are read from.
     pairing : Pairing
         How the architecture pairs dimensions.
+    turned : bool, default True
+        False for a layer that is handed cosines and sines but leaves its queries and keys as they are.
     """
 
     frequencies: Frequencies
     pairing: Pairing
+    turned: bool = True
 
     def tables(self, positions: torch.Tensor) -> Tables:
         """Cosines and sines of `positions` [R, n], each [R, n, d] in float32."""
-        return self._tables(positions, self.frequencies()[0])
-
-    def embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> Tables:
-        """Tables as the model's own attention expects them: with the module's scaling, in the model's dtype."""
-        frequencies, scaling = self.frequencies()
-        cos, sin = self._tables(positions, frequencies)
-        return (cos * scaling).to(dtype), (sin * scaling).to(dtype)
-
-    def _tables(self, positions: torch.Tensor, frequencies: torch.Tensor) -> Tables:
-        """Angles are made in float64 where the device has it: in float32 they are off by 1e-4 after some thousands."""
-        wide = torch.float32 if positions.device.type == "mps" else torch.float64
-        angles = self.pairing.spread(positions[..., None].to(wide) * frequencies.to(positions.device, wide))
+        angles = self.pairing.spread(_angles(positions, self.frequencies()[0]))
         return angles.cos().float(), angles.sin().float()
+
+    def embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> Any:
+        """What the model's own attention is handed: with the module's scaling, as a rule in the model's dtype."""
+        frequencies, scaling = self.frequencies()
+        angles = _angles(positions, frequencies)
+        if self.pairing.embed is not None:
+            return self.pairing.embed(angles, scaling, dtype)
+        angles = self.pairing.spread(angles)
+        return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+
+
+def _angles(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """[R, n, pairs], in float64 where the device has it: in float32 they are off by 1e-4 after some thousands."""
+    wide = torch.float32 if positions.device.type == "mps" else torch.float64
+    return positions[..., None].to(wide) * frequencies.to(positions.device, wide)

@@ -21,12 +21,14 @@ from .rows import Rows
 class Reach:
     """What the queries of a layer see: `sink_size` sinks (S) and `window_size` recent tokens (W) besides themselves.
 
-    `dense` lets the tokens of one call see every cached token and each other whatever their distance.
+    `dense` lets the tokens of one call see every cached token and each other whatever their distance. With `chunked`
+    they see nothing before the last multiple of W + 1 in their stream.
     """
 
     sink_size: int
     window_size: int
     dense: bool = False
+    chunked: bool = False
 
     @property
     def cached_size(self) -> int:

@@ -16,7 +16,7 @@ def token_step(rows: Rows, active: list[bool], reach: Reach) -> TokenStep:
     cached = t.clamp(max=reach.cached_size)
     delta = t - base - cached
     used = min(max(rows.seen) + 1, reach.visible_size)
-    full = min(rows.seen) >= used - 1
+    full = min(rows.seen) >= used - 1 and not reach.chunked
     return TokenStep(
         position=t,
         slot=reach.slot_of(rows.seen[0]) if alike else reach.slot_of(t[:, 0]),
@@ -25,8 +25,16 @@ def token_step(rows: Rows, active: list[bool], reach: Reach) -> TokenStep:
         delta=delta if reach.sink_size and (any(rows.base) or max(rows.seen) > reach.cached_size) else None,
         cache_position=cached,
         active=None if everyone else torch.tensor(active),
-        visible=None if full else (torch.arange(used) <= t)[:, None, None],
+        visible=None if full else _visible(t, used, reach)[:, None, None],
     )
+
+
+def _visible(t: torch.Tensor, used: int, reach: Reach) -> torch.Tensor:
+    """[R, used], which slots hold a token that the query at stream position `t` [R, 1] sees."""
+    slots = torch.arange(used)
+    if not reach.chunked:
+        return slots <= t
+    return (reach.slot_of(t) - slots) % reach.visible_size <= t % reach.visible_size
 
 
 def slot_order(step: TokenStep, reach: Reach) -> torch.Tensor:
