@@ -44,7 +44,7 @@ class Rope:
     turns : callable, default all layers
         (config, layer index) -> whether the layer turns its queries and keys.
     module : str, default "rotary_emb"
-        Attribute of the base model.
+        Its path in the base model; one inside an attention module stands for those of all layers.
     """
 
     pairing: Pairing = HALVES
@@ -53,7 +53,7 @@ class Rope:
 
     def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
         """The positions of each layer, for a cache whose queries see at most `length` tokens."""
-        module, config = getattr(base, self.module), base.config
+        module, config = base.get_submodule(self.module), base.config
         names = config.layer_types if isinstance(module.rope_type, dict) else [None] * config.num_hidden_layers
         rotaries = {
             (name, turned): Rotary(partial(module_frequencies, module, length, name), self.pairing, turned)
@@ -64,7 +64,7 @@ class Rope:
 
     def modules(self, base: PreTrainedModel) -> list[nn.Module]:
         """The modules that need not run, because attention takes its cosines and sines from the call."""
-        return [getattr(base, self.module)]
+        return [] if "." in self.module else [getattr(base, self.module)]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def attention_sinks_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    key_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of one layer for one call, with the signature of Transformers' `AttentionInterface`.
@@ -45,6 +46,8 @@ def attention_sinks_attention(
         Scores are bent to at most this, as in Gemma 2.
     s_aux : torch.Tensor, optional
         [num_attention_heads], scores of a learned sink that has no value, as in gpt-oss.
+    key_bias : torch.Tensor, optional
+        [batch, num_key_value_heads, slots or layout], added to every score with a key, as in Doge.
 
     Returns
     -------
@@ -54,11 +57,12 @@ def attention_sinks_attention(
     """
     call: LayerCall = kwargs.pop(CALL_ARGUMENT)
     if isinstance(call.step, BlockStep):
-        return _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux)
+        return _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key_bias)
     options = {name: option for name, option in (("softcap", softcap), ("s_aux", s_aux)) if option is not None}
+    mask = _token_mask(call, query, key_bias)
     if call.implementation == "sdpa" and not dropout and not options:
-        return _sdpa_token(query, key, value, _token_mask(call, query.dtype), scaling), None
-    return _attend_token(module, query, key, value, call, scaling=scaling, dropout=dropout, **options, **kwargs)
+        return _sdpa_token(query, key, value, mask, scaling), None
+    return _attend_token(module, query, key, value, mask, call, scaling=scaling, dropout=dropout, **options, **kwargs)
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_sinks_attention)
@@ -67,36 +71,42 @@ AttentionInterface.register(ATTENTION_NAME, attention_sinks_attention)
 def attend(module: nn.Module, query, key, value, layer: LayerView, scaling: float, dropout: float = 0.0):
     """Cache and attention for architectures that do not use the interface; states are [batch, heads, n, head_dim]."""
     key, value = layer.update(key, value, module.layer_idx)
-    arguments = {CALL_ARGUMENT: layer.call, "scaling": scaling, "dropout": dropout}
+    return attend_cached(module, query, key, value, layer, scaling, dropout)
+
+
+def attend_cached(module: nn.Module, query, key, value, layer: LayerView, scaling: float, dropout: float, **options):
+    """Attention alone, over the keys and values that `layer.update` returned."""
+    arguments = {CALL_ARGUMENT: layer.call, "scaling": scaling, "dropout": dropout, **options}
     return attention_sinks_attention(module, query, key, value, None, **arguments)
 
 
 # ---- one token
 
 
-def _attend_token(module, query, key, value, call, scaling, dropout, **kwargs):
-    """All keys of the buffer are visible and their order matters to the linear bias alone: any implementation will do."""
+def _attend_token(module, query, key, value, mask, call, scaling, dropout, **kwargs):
+    """All keys of the buffer are visible and their order matters to biases alone: any implementation will do."""
     step: TokenStep = call.step
-    mask = _token_mask(call, query.dtype)
     if mask is not None and "flash" in call.implementation:
         mask = step.visible[:, 0, 0]
     elif mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    attend_ = _implementation(module, call.implementation)
-    output, weights = attend_(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+    attend_by = _implementation(module, call.implementation)
+    output, weights = attend_by(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
     if weights is not None:
         order = slot_order(step, call.reach)[:, None, None]
         weights = weights.gather(-1, order.expand(*weights.shape[:3], -1))
     return output, weights
 
 
-def _token_mask(call: LayerCall, dtype: torch.dtype) -> torch.Tensor | None:
-    """[R, 1 or heads, 1, used]: which slots are in use, bool, or with a linear bias what is added to the scores."""
+def _token_mask(call: LayerCall, query: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor | None:
+    """[R, 1 or heads, 1, used]: which slots are in use, bool, or with a bias what is added to the scores."""
     visible, bias = call.step.visible, call.token_bias
+    if key_bias is not None:
+        bias = key_bias.repeat_interleave(query.shape[1] // key_bias.shape[1], dim=1)[:, :, None]
     if bias is None:
         return visible
-    bias = bias.to(dtype)
-    return bias if visible is None else torch.where(visible, bias, torch.finfo(dtype).min)
+    bias = bias.to(query.dtype)
+    return bias if visible is None else torch.where(visible, bias, torch.finfo(query.dtype).min)
 
 
 def _sdpa_token(query, key, value, mask, scaling):
@@ -129,7 +139,7 @@ def plain_attention(module, query, key, value, attention_mask, scaling, dropout=
 # ---- a block of queries
 
 
-def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux):
+def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key_bias):
     """One softmax over the sinks, scored by queries turned towards them, and the band of recent keys.
 
     scores = [ R(-delta_t) q_t . sinks | q_t . window and new keys ], exact for every query of the call.
@@ -140,7 +150,7 @@ def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux):
     sink_key, sink_value = take(key, step.sinks), take(value, step.sinks)
     outputs, weights = [], [] if call.implementation == "eager" else None
     for block in step.blocks:
-        sink_bias, band_bias = _block_biases(call, block, query.shape[1])
+        sink_bias, band_bias = _block_biases(call, block, query.shape[1], key_bias)
         to_sinks = _scores(turned[..., block.queries, :], sink_key, sink_bias, scaling, softcap)
         to_band = _scores(query[..., block.queries, :], key[:, :, block.keys], band_bias, scaling, softcap)
         scores = [to_sinks, to_band, *_learned(s_aux, to_band)]
@@ -154,8 +164,13 @@ def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux):
     return output, torch.cat(weights, dim=2) if weights else None
 
 
-def _block_biases(call: LayerCall, block: QueryBlock, key_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _block_biases(call: LayerCall, block: QueryBlock, key_heads: int, key_bias) -> tuple[torch.Tensor, torch.Tensor]:
     """What is added to the scores with the sinks and with the band, [R, 1 or key heads, 1 or groups, queries, keys]."""
+    if key_bias is not None:
+        key_bias = key_bias.float()[:, :, None, None]
+        sinks = call.step.sinks[:, None, None, None].expand(*key_bias.shape[:-1], -1)
+        on_sinks = key_bias.gather(-1, sinks)
+        return block.sink_bias + on_sinks, block.bias + key_bias[..., block.keys]
     if call.alibi is None:
         return block.sink_bias, block.bias
     step: BlockStep = call.step

@@ -27,6 +27,8 @@ class LayerCall:
     turn: Tables | None
     """float32 tables that bring sinks and queries together: a token step turns its sinks, a block its queries."""
     rotate: Callable[[torch.Tensor, Tables], torch.Tensor] | None
+    rotary: Rotary | None
+    """What made the tables, for architectures that need more of them."""
     alibi: Alibi | None
     token_bias: torch.Tensor | None
     """[R, heads, 1, used] float32, the linear bias of a token step."""
@@ -66,8 +68,9 @@ class Call:
 
     def _make(self, reach: Reach, position: Rotary | Alibi | None, like: torch.Tensor) -> LayerCall:
         step = self.steps[reach] if like.device.type == "cpu" else to_device(self.steps[reach], like.device)
-        embeddings = turn = rotate = alibi = token_bias = None
+        embeddings = turn = rotate = rotary = alibi = token_bias = None
         if isinstance(position, Rotary):
+            rotary = position
             embeddings, rotate = position.embeddings(step.model_position, like.dtype), position.pairing.rotate
             if step.delta is not None and position.turned:
                 turn = position.tables(step.delta if isinstance(step, TokenStep) else -step.delta)
@@ -75,4 +78,4 @@ class Call:
             alibi = position
             if isinstance(step, TokenStep):
                 token_bias = alibi.bias(step.cache_position, slot_places(step, reach)[:, None])
-        return LayerCall(reach, step, embeddings, turn, rotate, alibi, token_bias, self.implementation)
+        return LayerCall(reach, step, embeddings, turn, rotate, rotary, alibi, token_bias, self.implementation)

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .block_step import block_step
 from .call import CALL_ARGUMENT, Call
+from .injection import named_arguments, parameter_names
 from .inputs import Inputs, read_inputs
 from .rows import Rows
 from .step import Reach, Step
@@ -101,7 +102,10 @@ def attention_forward(module: nn.Module, *args: Any, previous: Callable | None =
     for name in CACHE_ARGUMENTS:
         if kwargs.get(name) is not None:
             kwargs[name] = layer
-    kwargs["position_embeddings"] = layer.call.position_embeddings
+    if "position_embeddings" in parameter_names(type(module)):
+        kwargs["position_embeddings"] = layer.call.position_embeddings
+    elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
+        kwargs["position_ids"] = layer.call.step.model_position
     return _call_previous(module, previous, *args, **{**kwargs, CALL_ARGUMENT: layer.call})
 
 
@@ -109,9 +113,8 @@ def written_out_forward(
     module: nn.Module, *args: Any, function: Callable, previous: Callable | None = None, **kwargs: Any
 ):
     """In place of an attention module that does not use the attention interface: `function` of its architecture."""
-    layer = _layer_view(module, args, kwargs)
-    kwargs.setdefault("hidden_states", args[0] if args else None)
-    return function(module, layer=layer, **kwargs)
+    kwargs = named_arguments(type(module), args, kwargs)
+    return function(module, layer=_layer_view(module, (), kwargs), **kwargs)
 
 
 def _layer_view(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> LayerView:

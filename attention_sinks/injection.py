@@ -104,10 +104,6 @@ class Injection:
         scheme = self.architecture.scheme(self.model.config)
         return scheme.of_layers(self.model, settings.visible_size)
 
-    def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the base model's forward by name."""
-        return {**dict(zip(_parameters(type(self.model)), args, strict=False)), **kwargs}
-
     def warn_beyond_training(self, settings: SinkSettings) -> None:
         """Warn, once, when queries see more tokens than the texts the model was trained on have."""
         trained = getattr(self.model.config, "max_position_embeddings", None)
@@ -120,9 +116,14 @@ class Injection:
 
 
 @cache
-def _parameters(model_class: type) -> tuple[str, ...]:
-    """Names of the arguments of a model's forward, in order."""
-    return tuple(inspect.signature(model_class.forward).parameters)[1:]
+def parameter_names(module_class: type) -> tuple[str, ...]:
+    """Names of the arguments of a module's forward, in order."""
+    return tuple(inspect.signature(module_class.forward).parameters)[1:]
+
+
+def named_arguments(module_class: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's forward by name."""
+    return {**dict(zip(parameter_names(module_class), args, strict=False)), **kwargs}
 
 
 def base_model_of(model: nn.Module) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .cache import AttentionSinkKVCache
-from .injection import Injection, injection_of
+from .injection import Injection, injection_of, named_arguments
 from .layer_kinds import ATTENTION, LINEAR
 from .masks import check_position_ids, real_columns
 from .rows import Rows
@@ -105,7 +105,7 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
         Naming the argument, its value and the cure; nothing has been changed by then.
     """
     injection = injection_of(model)
-    given = injection.named(args, kwargs)
+    given = named_arguments(type(model), args, kwargs)
     batch_size, columns, device = _shape(given)
     wants_attentions = given.get("output_attentions", getattr(model.config, "output_attentions", False))
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))

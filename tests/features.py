@@ -47,9 +47,9 @@ SETTINGS = {
 def _scheme(position):
     if isinstance(position, Alibi):
         return "alibi" if position.slopes.numel() & (position.slopes.numel() - 1) == 0 else "alibi, odd heads"
-    if position is None:
+    if position is None or not position.turned:
         return "no positions"
-    return "rope neighbours" if position.pairing is NEIGHBOURS else "rope halves"
+    return "rope neighbours" if position.pairing.spread is NEIGHBOURS.spread else "rope halves"
 
 
 def _rope_types(model):

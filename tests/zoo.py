@@ -24,6 +24,30 @@ SIZES = {
     "tie_word_embeddings": False,
 }
 
+# What else is made tiny, in the configurations that know it.
+PARTS = {
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_k": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+}
+LATENT = {"qk_rope_head_dim": 8, "head_dim": 8, "num_key_value_heads": 4}
+SLIDING = {"num_hidden_layers": 4, "sliding_window": 9}
+
 
 @dataclass(frozen=True)
 class Animal:
@@ -51,7 +75,10 @@ class Animal:
 
     def build(self, implementation=None):
         """The plain model, with the same weights at every call."""
-        config = AutoConfig.for_model(self.model_type, **{**SIZES, **self.config})
+        default = AutoConfig.for_model(self.model_type)
+        parts = {name: value for name, value in PARTS.items() if hasattr(default, name)}
+        latent = LATENT if hasattr(default, "qk_rope_head_dim") else {}
+        config = AutoConfig.for_model(self.model_type, **{**SIZES, **parts, **latent, **self.config})
         config._attn_implementation = implementation or self.implementations[0]
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -78,23 +105,44 @@ def randomise(model):
     return model
 
 
+SDPA, EAGER = ("sdpa",), ("eager",)
+
+
+def partial_rope(factor):
+    return {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": factor}
+
+
 def row(model_type, *claims, implementations=("sdpa", "eager"), **config):
     return Animal(model_type, config, frozenset(claims), implementations)
 
 
 ZOO = [
-    row("llama", "rope halves", "grouped heads", num_key_value_heads=2),
-    row("mistral", "full_attention", "grouped heads", num_key_value_heads=2, sliding_window=None),
-    row("mistral", "sliding_attention", num_key_value_heads=2, sliding_window=24),
-    row("gpt_neox", "partial", "parallel residual", rotary_pct=0.25, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
-    row("gpt_neox", "rope halves", use_parallel_residual=False, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}),
+    row("afmoe", "no positions", "experts", "query-key norm", **SLIDING),
+    row("apertus", "query-key norm", "rope:llama3"),
+    row("arcee"),
+    row("aria_text", "experts"),
+    row("axk1", "latent", "experts"),
+    row("bitnet"),
+    row("bloom", "alibi", implementations=EAGER),
+    row("codegen", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
+    row("cohere", "rope neighbours"),
+    row("cohere2", "rope neighbours", "no positions", "sliding_attention", "full_attention", **SLIDING),
+    row("cohere2_moe", "rope neighbours", "no positions", "experts", **SLIDING),
+    row("deepseek_v2", "latent", "experts"),
+    row("deepseek_v3", "latent", "experts"),
+    row("diffllama", implementations=EAGER),
+    row("llama", "rope halves", "grouped heads"),
+    row("mistral", "full_attention", "grouped heads", sliding_window=None),
+    row("mistral", "sliding_attention", sliding_window=24),
+    row("gpt_neox", "partial", "parallel residual", rope_parameters=partial_rope(0.25)),
+    row("gpt_neox", "rope halves", use_parallel_residual=False, rope_parameters=partial_rope(1.0)),
     row("falcon", "rope halves", "parallel residual", new_decoder_architecture=True, num_kv_heads=2),
     row("falcon", "rope halves", multi_query=True, parallel_attn=False, new_decoder_architecture=False),
     row("falcon", "alibi, odd heads", alibi=True, hidden_size=96, num_attention_heads=6, multi_query=False,
-        new_decoder_architecture=False, implementations=("sdpa",)),
-    row("mpt", "alibi", max_seq_len=256, attn_config={"clip_qkv": 1.0}, implementations=("eager",)),
-    row("mpt", "alibi, odd heads", hidden_size=96, num_attention_heads=6, max_seq_len=256, implementations=("eager",)),
-    row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=("eager",)),
-    row("qwen2", "grouped heads", num_key_value_heads=2),
-    row("stablelm", "partial", "grouped heads", "query-key norm", num_key_value_heads=2, qk_layernorm=True, use_qkv_bias=True),
+        new_decoder_architecture=False, implementations=SDPA),
+    row("mpt", "alibi", max_seq_len=256, attn_config={"clip_qkv": 1.0}, implementations=EAGER),
+    row("mpt", "alibi, odd heads", hidden_size=96, num_attention_heads=6, max_seq_len=256, implementations=EAGER),
+    row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
+    row("qwen2", "grouped heads"),
+    row("stablelm", "partial", "grouped heads", "query-key norm", qk_layernorm=True, use_qkv_bias=True),
 ]

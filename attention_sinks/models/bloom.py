@@ -1,0 +1,29 @@
+"""BLOOM: ALiBi, fused projections by head, attention of its own that also adds the residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import BloomModel
+
+from ..alibi import Alibi, alibi_slopes
+from ..architecture import Architecture, LinearBias
+from ..attention import attend
+from ..view import LayerView
+
+
+def _attention(module, hidden_states: torch.Tensor, residual: torch.Tensor, layer: LayerView, **kwargs):
+    query, key, value = module._reshape(module.query_key_value(hidden_states))
+    dropout = module.attention_dropout.p if module.training else 0.0
+    output, weights = attend(module, query, key, value, layer, module.inv_norm_factor, dropout)
+    output = nn.functional.dropout(module.dense(output.flatten(2)), module.hidden_dropout, module.training)
+    return output + residual, weights
+
+
+def _alibi(base: BloomModel) -> Alibi:
+    return Alibi(alibi_slopes(base.config.n_head))
+
+
+ARCHITECTURE = Architecture(
+    "BloomAttention", LinearBias(_alibi), forward=_attention, hands_on=False, takes_mask=False
+)

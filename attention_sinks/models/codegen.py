@@ -1,0 +1,25 @@
+"""CodeGen: like GPT-J, with one projection whose output interleaves queries, values and keys in four groups."""
+
+from __future__ import annotations
+
+import torch
+
+from ..architecture import Architecture, RopeTable
+from ..attention import attend
+from ..positions import NEIGHBOURS
+from ..view import LayerView
+from .gptj import table_limit, turned_width
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    fused = module.qkv_proj(hidden_states).unflatten(-1, (4, 3, -1, module.head_dim))
+    query, value, key = (states.flatten(2, 3).transpose(1, 2) for states in fused.unbind(3))
+    query, key = (NEIGHBOURS.rotate(states, layer.call.position_embeddings) for states in (query, key))
+    dropout = module.attn_dropout.p if module.training else 0.0
+    output, weights = attend(module, query, key, value, layer, module.head_dim**-0.5, dropout)
+    return module.resid_dropout(module.out_proj(output.flatten(2))), weights
+
+
+ARCHITECTURE = Architecture(
+    "CodeGenAttention", RopeTable(turned_width), forward=_attention, hands_on=False, limit=table_limit
+)

@@ -1,0 +1,35 @@
+"""Doge: every key has a bias of its own, made from its value."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ..architecture import Architecture, Limit
+from ..attention import attend_cached
+from ..view import LayerView
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (-1, module.head_dim))
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    query, key, value = (states.transpose(1, 2) for states in (module.q_norm(query), module.k_norm(key), value))
+    tables = layer.call.position_embeddings
+    query, key = (layer.call.rotate(states, tables).to(value.dtype) for states in (query, key))
+    key, value = layer.update(key, value, module.layer_idx)
+    steps = module.dt_proj(value.transpose(1, 2).flatten(2))
+    bias = torch.exp(module.A * nn.functional.softplus(steps)).transpose(1, 2)
+    dropout = module.attention_dropout if module.training else 0.0
+    output, weights = attend_cached(module, query, key, value, layer, module.scaling, dropout, key_bias=bias)
+    return module.o_proj(output.flatten(2)), weights
+
+
+def _limit(config: PreTrainedConfig) -> Limit:
+    length = config.keep_window_size
+    return Limit(length, f"beyond config.keep_window_size={length} Doge drops keys by their bias")
+
+
+ARCHITECTURE = Architecture("DogeAttention", forward=_attention, limit=_limit)

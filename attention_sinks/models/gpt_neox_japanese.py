@@ -1,0 +1,22 @@
+"""GPT-NeoX Japanese: rotary halves, attention of its own that hands a bias on to its layer."""
+
+from __future__ import annotations
+
+import torch
+
+from ..architecture import Architecture
+from ..attention import attend
+from ..positions import HALVES
+from ..view import LayerView
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    fused = module.query_key_value(hidden_states).unflatten(-1, (module.num_attention_heads, 3, module.head_size))
+    query, key, value = (states.transpose(1, 2) for states in fused.unbind(3))
+    query, key = (HALVES.rotate(states, layer.call.position_embeddings) for states in (query, key))
+    dropout = module.attention_dropout.p if module.training else 0.0
+    output, weights = attend(module, query, key, value, layer, module.head_size**-0.5, dropout)
+    return module.dense(output.flatten(2)), weights, module.dense_bias
+
+
+ARCHITECTURE = Architecture("GPTNeoXJapaneseAttention", forward=_attention, hands_on=False)

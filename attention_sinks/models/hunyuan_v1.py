@@ -1,0 +1,41 @@
+"""HunYuan V1: queries and keys are normalised, with a weight for each dimension, after they have been rotated.
+
+Scores are (w_q * R(c) q) . (w_k * R(p) k), which depends on the places c and p and not on their distance alone. With
+x = w_q * w_k * R(c) q it is x . R(p) k, and for a key that stands d further on in its buffer than in the cache
+x . R(p) k = (R(d) x) . (R(p + d) k): keys are cached rotated and without their weight, queries carry both weights and
+are moved by what separates model positions from cache positions.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..architecture import Architecture
+from ..attention import attend
+from ..view import LayerView
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    call = layer.call
+    place, moved = call.step.cache_position, call.step.model_position - call.step.cache_position
+    query = call.rotate(query, call.rotary.embeddings(place, query.dtype))
+    query = module.query_layernorm(query) * module.key_layernorm.weight
+    query = call.rotate(query, call.rotary.tables(moved))
+    key = call.rotate(_normalised(key, module.key_layernorm.variance_epsilon), call.position_embeddings)
+    dropout = module.attention_dropout if module.training else 0.0
+    output, weights = attend(module, query, key, value, layer, module.scaling, dropout)
+    return module.o_proj(output.flatten(2)), weights
+
+
+def _normalised(states: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Root mean square one over the last dimension; a rotation does not change it."""
+    wide = states.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(states.dtype)
+
+
+DENSE = Architecture("HunYuanDenseV1Attention", forward=_attention)
+MIXTURE = Architecture("HunYuanMoEV1Attention", forward=_attention)

@@ -1,0 +1,37 @@
+"""Llama 4: chunked layers turn neighbours as complex numbers; the others have no positions and scale their queries."""
+
+from __future__ import annotations
+
+import torch
+from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
+
+from ..architecture import Architecture, Rope, by_no_rope_layers
+from ..attention import attend
+from ..positions import COMPLEX
+from ..view import LayerView
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (-1, module.head_dim))
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    if module.use_rope:
+        query, key = apply_rotary_emb(query, key, layer.call.position_embeddings)
+    elif module.attn_temperature_tuning:
+        query = (query * _temperature(module, layer.call.step.cache_position)).to(query.dtype)
+    if hasattr(module, "qk_norm"):
+        query, key = module.qk_norm(query), module.qk_norm(key)
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    dropout = module.attention_dropout if module.training else 0.0
+    output, weights = attend(module, query, key, value, layer, module.scaling, dropout)
+    return module.o_proj(output.flatten(2)), weights
+
+
+def _temperature(module, place: torch.Tensor) -> torch.Tensor:
+    """[R, n, 1, 1], the factor on queries at `place` [R, n] within the cache."""
+    steps = torch.floor((place.float() + 1.0) / module.floor_scale)
+    return (torch.log1p(steps) * module.attn_scale + 1.0)[..., None, None]
+
+
+ARCHITECTURE = Architecture("Llama4TextAttention", Rope(COMPLEX, by_no_rope_layers), forward=_attention)
