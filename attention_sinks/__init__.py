@@ -19,6 +19,7 @@ from .auto import (  # noqa: E402
 )
 from .cache import AttentionSinkKVCache  # noqa: E402
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
+from .legacy import register_legacy  # noqa: E402
 from .models.llama import (  # noqa: E402
     LlamaForCausalLM,
     LlamaForQuestionAnswering,
@@ -27,6 +28,8 @@ from .models.llama import (  # noqa: E402
     LlamaModel,
     LlamaPreTrainedModel,
 )
+
+register_legacy()
 
 __version__ = "0.5.0.dev0"
 

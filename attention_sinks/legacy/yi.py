@@ -1,0 +1,46 @@
+"""Yi as first released (`model_type` "Yi"): Llama with two norms named differently. Later releases are "llama"."""
+
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForQuestionAnswering,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaModel,
+)
+from transformers.core_model_loading import WeightRenaming
+
+from ..checkpoint import CheckedLoading
+from .old_names import OldNames
+
+CONVERSION = (
+    WeightRenaming(r"\.ln1\.", ".input_layernorm."),
+    WeightRenaming(r"\.ln2\.", ".post_attention_layernorm."),
+)
+
+
+class YiConfig(OldNames, LlamaConfig):
+    """Llama's config under the old name."""
+
+    model_type = "Yi"
+    old_names = {"rope_theta": "rope_theta"}
+
+
+class _Yi(CheckedLoading):
+    config_class = YiConfig
+
+
+class YiModel(_Yi, LlamaModel): ...
+
+
+class YiForCausalLM(_Yi, LlamaForCausalLM): ...
+
+
+class YiForSequenceClassification(_Yi, LlamaForSequenceClassification): ...
+
+
+class YiForTokenClassification(_Yi, LlamaForTokenClassification): ...
+
+
+class YiForQuestionAnswering(_Yi, LlamaForQuestionAnswering):
+    base_model_prefix = "model"  # where the weights of a language model are found

@@ -1,0 +1,30 @@
+"""BTLM with heads for classification and question answering."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+
+from .modeling_btlm import BtlmPreTrainedModel
+
+
+class BtlmForSequenceClassification(GenericForSequenceClassification, BtlmPreTrainedModel):
+    base_model_prefix = "transformer"
+
+
+class BtlmForTokenClassification(GenericForTokenClassification, BtlmPreTrainedModel):
+    base_model_prefix = "transformer"
+
+
+class BtlmForQuestionAnswering(GenericForQuestionAnswering, BtlmPreTrainedModel):
+    base_model_prefix = "transformer"
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.transformer.wte = value
