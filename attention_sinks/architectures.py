@@ -10,7 +10,8 @@ import difflib
 from transformers import PreTrainedConfig
 
 from .architecture import Architecture, NoPositions, Rope, Scheme, by_no_rope_layers, sliding_layers
-from .models import bloom, codegen, doge, falcon, gpt_neox_japanese, gptj, hunyuan_v1, llama4_text, mpt
+from .legacy import qwen
+from .models import bloom, btlm, codegen, doge, falcon, gpt_neox_japanese, gptj, hunyuan_v1, llama4_text, mpt
 from .positions import (
     HALVES_BACKWARDS,
     NEIGHBOURS,
@@ -25,14 +26,16 @@ def _rope_or_none(config: PreTrainedConfig) -> Scheme:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "Yi": Architecture("LlamaAttention"),
     "afmoe": Architecture("AfmoeAttention", Rope(turns=sliding_layers)),
     "apertus": Architecture("ApertusAttention"),
     "arcee": Architecture("ArceeAttention"),
     "aria_text": Architecture("AriaTextAttention"),
-    "beam": Architecture("BeamAttention", Rope(turns=sliding_layers)),
     "bamba": Architecture("BambaAttention"),
+    "beam": Architecture("BeamAttention", Rope(turns=sliding_layers)),
     "bitnet": Architecture("BitNetAttention"),
     "bloom": bloom.ARCHITECTURE,
+    "btlm": btlm.ARCHITECTURE,
     "codegen": codegen.ARCHITECTURE,
     "cohere": Architecture("CohereAttention", Rope(NEIGHBOURS)),
     "cohere2": Architecture("Cohere2Attention", Rope(NEIGHBOURS, sliding_layers)),
@@ -79,6 +82,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hyperclovax": Architecture("HyperCLOVAXAttention"),
     "internlm3": Architecture("LlamaAttention"),
     "iquestcoder": Architecture("LlamaAttention"),
+    "jais": btlm.ARCHITECTURE,
     "jais2": Architecture("Jais2Attention"),
     "jamba": Architecture("JambaAttention", NoPositions()),
     "jetmoe": Architecture("JetMoeAttention"),
@@ -113,6 +117,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi": Architecture("PhiAttention"),
     "phi3": Architecture("Phi3Attention"),
     "phimoe": Architecture("PhimoeAttention"),
+    "qwen": Architecture("Qwen2Attention", limit=qwen.limit),
     "qwen2": Architecture("Qwen2Attention"),
     "qwen2_moe": Architecture("Qwen2MoeAttention"),
     "qwen3": Architecture("Qwen3Attention"),
@@ -125,6 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "smollm3": Architecture("SmolLM3Attention", Rope(turns=by_no_rope_layers)),
     "solar_open": Architecture("SolarOpenAttention"),
     "stablelm": Architecture("StableLmAttention", hands_on=False),
+    "stablelm_epoch": Architecture("StableLmAttention", hands_on=False),
     "starcoder2": Architecture("Starcoder2Attention"),
     "vaultgemma": Architecture("VaultGemmaAttention"),
     "zamba": Architecture("ZambaAttention", NoPositions()),

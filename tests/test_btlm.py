@@ -8,8 +8,10 @@ import torch
 import transformers
 from transformers import DynamicCache, StaticCache
 
+from attention_sinks import inject_attention_sinks
+from attention_sinks.alibi import alibi_slopes
 from attention_sinks.legacy import register_legacy
-from attention_sinks.models.btlm import BtlmConfig, BtlmForCausalLM, BtlmModel, JaisConfig, alibi_slopes
+from attention_sinks.models.btlm import BtlmConfig, BtlmForCausalLM, BtlmModel, JaisConfig
 from attention_sinks.models.jais import JaisForCausalLM
 from btlm_formulae import logits_by_formula, slopes
 from helpers import VOCABULARY, assert_close, assert_tokens_follow, cut, largest_difference, random_ids, refused, stream
@@ -187,6 +189,30 @@ def test_a_mask_of_four_dimensions_is_taken_as_it_is():
     visible = torch.ones(30, 30, dtype=torch.bool).tril()
     for mask in (blocked, visible):
         assert_close(plain_logits(model, IDS[None], attention_mask=mask[None, None])[0], expected(model, IDS))
+
+
+# ---- streams
+
+
+def test_distances_scaled_by_the_trained_length_are_scaled_once_for_a_stream():
+    """As for a text of S + W + 1 tokens: a factor that grew with the stream would make early keys seem to move."""
+    sizes = {"attention_sink_size": 4, "attention_sink_window_size": 12}
+    ids = random_ids(1, 90)
+    for trained, factor in ((9, 17 / 9), (40, None)):
+        model = inject_attention_sinks(tiny(alibi_scaling={"train_seq_len": trained}), **sizes)
+        fixed = inject_attention_sinks(tiny(alibi_scaling=factor and {"factor": factor}), **sizes)
+        right, _ = stream(fixed, ids)
+        for calls in ([1], [17, 5, 1, 1, 66]):
+            assert_close(stream(model, ids, cut(90, calls))[0], right)
+        assert_close(right[0, 16], plain_logits(tiny(alibi_scaling={"train_seq_len": trained}), ids[:, :17])[0, -1])
+
+
+def test_slopes_of_the_checkpoint_are_streamed():
+    """What a stream adds to its scores are the slopes the model has, whatever they are."""
+    plain = tiny()
+    plain.transformer.relative_pe.slopes *= 3
+    model = inject_attention_sinks(copy.deepcopy(plain), attention_sink_size=4, attention_sink_window_size=30)
+    assert_close(stream(model, IDS[None], [9, 1, 20])[0], plain_logits(plain, IDS[None]))
 
 
 # ---- habits of Transformers

@@ -9,10 +9,9 @@ import transformers
 from safetensors.torch import load_file
 
 import attention_sinks
-from attention_sinks.legacy import max_visible, refuse_beyond_max_visible, register_legacy
-from attention_sinks.legacy.qwen import QWenConfig
-from attention_sinks.settings import SinkSettings
-from helpers import random_ids, refused
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks.legacy import register_legacy
+from helpers import assert_close, random_ids, refused
 from old_checkpoints import NO_TOKENS, OLD_LAYOUTS, SIZES, write_shards
 
 IDS = random_ids(2, 40)
@@ -194,18 +193,45 @@ def test_native_types_are_left_alone(tmp_path):
     assert load(tmp_path, output_loading_info=True)[1]["missing_keys"]
 
 
-def test_qwen_sees_no_more_than_its_seq_length():
-    config = QWenConfig(seq_length=96)
-    assert max_visible(config) == 96
-    refuse_beyond_max_visible(config, SinkSettings(4, 91))
-    refused(ValueError, lambda: refuse_beyond_max_visible(config, SinkSettings(4, 92)), "92", "seq_length=96", "91")
+@pytest.mark.parametrize("name", ["AutoModelForCausalLM", "AutoModel"])
+@LAYOUTS
+def test_an_old_checkpoint_streams(old, name, tmp_path):
+    """Token by token what the native model, injected, gives in one call."""
+    old.write(tmp_path)
+    ids = random_ids(1, 70)
+    native = inject_attention_sinks(old.assembled(), 4, 12)
+    model = load(tmp_path, name, attention_sinks, attention_sink_size=4, attention_sink_window_size=12)
+    with torch.no_grad():
+        cache, states = None, []
+        for part in ids.split([30, 1, 1, 38], dim=1):
+            outputs = model(part, past_key_values=cache, use_cache=True)
+            cache = outputs.past_key_values
+            states.append(outputs[0])
+        states = torch.cat(states, dim=1)
+        assert_close(states if name.endswith("LM") else native.lm_head(states), native(ids).logits)
+    assert cache.tokens_cached.tolist() == [16]
 
 
-def test_other_configs_have_no_such_limit():
-    for config in (QWenConfig(use_dynamic_ntk=False, use_logn_attn=False), transformers.LlamaConfig()):
-        assert max_visible(config) is None
-        refuse_beyond_max_visible(config, SinkSettings(4, 10**6))
+def test_generation_settings_of_an_old_release(tmp_path):
+    """Names Transformers does not know stand in its file, as in Qwen's own."""
+    old = OLD_LAYOUTS["qwen"]
+    settings = {"chat_format": "raw", "stop_words_ids": [[63]], "max_new_tokens": 5, "do_sample": False}
+    (old.write(tmp_path) / "generation_config.json").write_text(
+        json.dumps({**settings, "transformers_version": "4.31.0"})
+    )
+    expected = old.assembled().generate(IDS, max_new_tokens=5, do_sample=False, attention_mask=torch.ones_like(IDS))
+    assert torch.equal(load(tmp_path).generate(IDS, attention_mask=torch.ones_like(IDS)), expected)
 
 
-def test_legacy_types_are_known_to_the_package():
-    assert attention_sinks.AutoModelForCausalLM._model_mapping is transformers.AutoModelForCausalLM._model_mapping
+def test_qwen_sees_no_more_than_its_seq_length(tmp_path):
+    folder = OLD_LAYOUTS["qwen"].write(tmp_path, seq_length=96)
+    sizes = {"attention_sink_size": 4, "attention_sink_window_size": 91}
+    model = load(folder, library=attention_sinks, **sizes)
+    sizes["attention_sink_window_size"] = 92
+    refused(ValueError, lambda: load(folder, library=attention_sinks, **sizes), 92, "seq_length=96", 91)
+    refused(ValueError, lambda: AttentionSinkKVCache(model, 4, 92), 92, "seq_length=96", 91)
+
+
+def test_qwen_without_tricks_for_long_texts_has_no_limit(tmp_path):
+    folder = OLD_LAYOUTS["qwen"].write(tmp_path, seq_length=96, use_dynamic_ntk=False, use_logn_attn=False)
+    assert load(folder, library=attention_sinks, attention_sink_window_size=200)

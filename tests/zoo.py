@@ -106,6 +106,7 @@ def randomise(model):
 
 
 SDPA, EAGER = ("sdpa",), ("eager",)
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def partial_rope(factor):
@@ -145,4 +146,10 @@ ZOO = [
     row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
     row("qwen2", "grouped heads"),
     row("stablelm", "partial", "grouped heads", "query-key norm", qk_layernorm=True, use_qkv_bias=True),
+    row("Yi", "rope halves", "grouped heads"),
+    row("stablelm_epoch", "partial", "grouped heads", use_qkv_bias=True),
+    row("qwen", "rope halves", num_key_value_heads=4, head_dim=24, seq_length=64),
+    row("btlm", "alibi", mup_scale_qk_dot_by_d=True, mup_embeddings_scale=1.5, **NO_DROPOUT),
+    row("jais", "alibi, odd heads", hidden_size=96, num_attention_heads=6, alibi_scaling={"factor": 3.0},
+        **NO_DROPOUT),
 ]

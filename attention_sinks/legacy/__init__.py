@@ -7,11 +7,10 @@ the code a repository names in `auto_map`, even with `trust_remote_code=True`.
 from __future__ import annotations
 
 import transformers
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
 from ..models import btlm, jais
-from ..settings import SinkSettings
 from . import qwen, stablelm_epoch, yi
 
 MODELS = {
@@ -58,19 +57,3 @@ def register_legacy() -> None:
             getattr(transformers, name).register(model.config_class, model, exist_ok=True)
     for model_type, conversion in CONVERSIONS.items():
         register_checkpoint_conversion_mapping(model_type, list(conversion), overwrite=True)
-
-
-def max_visible(config: PreTrainedConfig) -> int | None:
-    """Most keys a query may see for a model of `config` to compute what it was trained to; None: no such limit."""
-    return getattr(config, "max_visible", None)
-
-
-def refuse_beyond_max_visible(config: PreTrainedConfig, settings: SinkSettings) -> None:
-    """ValueError, with the reason, when queries would see more keys than `max_visible(config)`."""
-    limit = max_visible(config)
-    if limit is not None and settings.visible_size > limit:
-        raise ValueError(
-            f"attention_sink_size={settings.sink_size} and attention_sink_window_size={settings.window_size} let a "
-            f"query see {settings.visible_size} tokens; {config.max_visible_reason}. Choose a window of at most "
-            f"{limit - settings.sink_size - 1}."
-        )

@@ -12,6 +12,7 @@ from transformers import (
 )
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
+from ..architecture import Limit
 from ..checkpoint import CheckedLoading
 from .old_names import OldNames
 
@@ -71,18 +72,13 @@ class QWenConfig(OldNames, Qwen2Config):
         values = super().to_dict()
         return {**values, "intermediate_size": 2 * self.intermediate_size}
 
-    @property
-    def max_visible(self) -> int | None:
-        """Most keys a query may see for this class to compute what the model was trained to; None: any number."""
-        return self.seq_length if self.use_dynamic_ntk or self.use_logn_attn else None
 
-    @property
-    def max_visible_reason(self) -> str:
-        """Why there is such a limit, for an error message."""
-        return (
-            f"beyond seq_length={self.seq_length} Qwen v1 changes its rotary frequencies and scales its queries, "
-            "which is not computed here"
-        )
+def limit(config: QWenConfig) -> Limit | None:
+    """Up to where leaving out what Qwen v1 does to long texts is exact."""
+    if not (config.use_dynamic_ntk or config.use_logn_attn):
+        return None
+    reason = f"beyond seq_length={config.seq_length} it changes frequencies and scales queries, which is not computed"
+    return Limit(config.seq_length, reason)
 
 
 class _QWen(CheckedLoading):

@@ -1,11 +1,12 @@
 """BTLM and JAIS, for which Transformers has no class: ALiBi, SwiGLU, muP."""
 
-from .alibi_btlm import alibi_slopes
 from .configuration_btlm import BtlmConfig, JaisConfig
 from .heads_btlm import BtlmForQuestionAnswering, BtlmForSequenceClassification, BtlmForTokenClassification
 from .modeling_btlm import BtlmForCausalLM, BtlmModel, BtlmPreTrainedModel
+from .streaming_btlm import ARCHITECTURE
 
 __all__ = [
+    "ARCHITECTURE",
     "BtlmConfig",
     "BtlmForCausalLM",
     "BtlmForQuestionAnswering",
@@ -14,5 +15,4 @@ __all__ = [
     "BtlmModel",
     "BtlmPreTrainedModel",
     "JaisConfig",
-    "alibi_slopes",
 ]

@@ -5,18 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ...alibi import alibi_slopes
 from .configuration_btlm import BtlmConfig
-
-
-def alibi_slopes(heads: int) -> torch.Tensor:
-    """[heads] float32, the recipe of the ALiBi paper: 2^(-8i/n) for a power of two n.
-
-    For another number, those of the next lower power of two and then every second one of the next higher.
-    """
-    lower = 1 << (heads.bit_length() - 1)
-    slopes = [2.0 ** (-8 * i / lower) for i in range(1, lower + 1)]
-    slopes += [2.0 ** (-8 * i / (2 * lower)) for i in range(1, 2 * lower, 2)]
-    return torch.tensor(slopes[:heads], dtype=torch.float32)
 
 
 class BtlmAlibi(nn.Module):

@@ -88,16 +88,16 @@ class BtlmConfig(PreTrainedConfig):
         for old, name in JAIS_NAMES.items():
             if old in kwargs:
                 setattr(self, name, kwargs.pop(old))
-        self._check(kwargs)
         super().__post_init__(**kwargs)
+        self._check()
 
-    def _check(self, others: dict[str, Any]) -> None:
+    def _check(self) -> None:
         if self.position_embedding_type != "alibi":
             raise ValueError(
                 f"position_embedding_type={self.position_embedding_type!r} is not supported for model_type="
                 f"{self.model_type!r}; use a checkpoint with 'alibi', as all released ones have."
             )
-        if others.get("add_cross_attention"):
+        if getattr(self, "add_cross_attention", False):
             raise ValueError("add_cross_attention=True is not supported: the model is a decoder; leave it out.")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_head={self.n_head} does not divide n_embd={self.n_embd}; choose a divisor.")

@@ -1,0 +1,25 @@
+"""What attention sinks need to know about BTLM and JAIS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ...alibi import Alibi
+from ...architecture import Architecture
+from .modeling_btlm import BtlmModel
+
+
+@dataclass(frozen=True)
+class StoredSlopes:
+    """ALiBi with the slopes of the checkpoint, scaled for the most keys a query ever sees."""
+
+    def of_layers(self, base: BtlmModel, length: int) -> tuple[Alibi, ...]:
+        return (Alibi(base.relative_pe.scaled_slopes(length)),) * base.config.num_hidden_layers
+
+    def modules(self, base: BtlmModel) -> list[nn.Module]:
+        return [base.relative_pe]
+
+
+ARCHITECTURE = Architecture("BtlmAttention", StoredSlopes())
