@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 import attention_sinks
@@ -162,6 +163,26 @@ def test_half_precision(tmp_path):
     model = load(old.write(tmp_path), dtype=torch.bfloat16)
     assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
     assert torch.equal(logits(model), logits(load(native, dtype=torch.bfloat16)))
+
+
+@pytest.mark.parametrize("model_type", ["Yi", "qwen"])
+def test_an_adapter_beside_an_old_checkpoint(model_type, tmp_path):
+    """Its own keys are no reason to complain about the checkpoint's."""
+    (tmp_path / "base").mkdir()
+    base = load(OLD_LAYOUTS[model_type].write(tmp_path / "base"))
+    settings = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(base, settings).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(load(tmp_path / "adapter")), logits(adapted))
+
+
+@LAYOUTS
+def test_layers_that_live_on_disk(old, tmp_path):
+    places = {"model.layers.1": "disk"}
+    for name in ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"):
+        places[name] = "cpu"
+    model = load(old.write(tmp_path), device_map=places, offload_folder=tmp_path / "disk")
+    assert torch.equal(logits(model), logits(old.assembled()))
 
 
 @pytest.mark.parametrize(
