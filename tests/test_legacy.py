@@ -127,6 +127,14 @@ def test_missing_and_unknown_weights_are_named(old, tmp_path):
         assert str(tmp_path) in message
 
 
+@pytest.mark.parametrize("place", ["model.layers.0.self_attn", "transformer.h.0.attn", "transformer"])
+@LAYOUTS
+def test_stored_frequencies_are_left_out(old, place, tmp_path):
+    """They follow from the config; what a checkpoint says is not even looked at."""
+    old.write(tmp_path, state={**old.old_state(), f"{place}.rotary_emb.inv_freq": torch.ones(8)})
+    assert torch.equal(logits(load(tmp_path)), logits(old.assembled()))
+
+
 @LAYOUTS
 def test_a_language_model_needs_its_head(old, tmp_path):
     state = {name: tensor for name, tensor in old.old_state().items() if "lm_head" not in name}
