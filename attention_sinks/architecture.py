@@ -15,6 +15,7 @@ from .alibi import Alibi
 from .frequencies import module_frequencies, plain_frequencies
 from .layer_kinds import LayerKind, layer_kinds
 from .positions import HALVES, NEIGHBOURS, Pairing, Rotary
+from .view import CallView
 
 Position = Rotary | Alibi | None
 """How a layer knows where its keys are; None: it does not."""
@@ -54,13 +55,14 @@ class Rope:
     def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
         """The positions of each layer, for a cache whose queries see at most `length` tokens."""
         module, config = base.get_submodule(self.module), base.config
-        names = config.layer_types if isinstance(module.rope_type, dict) else [None] * config.num_hidden_layers
+        by_name = isinstance(module.rope_type, dict)
+        names = config.layer_types if by_name else [None] * config.num_hidden_layers
         rotaries = {
             (name, turned): Rotary(partial(module_frequencies, module, length, name), self.pairing, turned)
-            for name in names
+            for name in set(names) & set(module.rope_type if by_name else [None])
             for turned in (True, False)
         }
-        return tuple(rotaries[name, self.turns(config, index)] for index, name in enumerate(names))
+        return tuple(rotaries.get((name, self.turns(config, index))) for index, name in enumerate(names))
 
     def modules(self, base: PreTrainedModel) -> list[nn.Module]:
         """The modules that need not run, because attention takes its cosines and sines from the call."""
@@ -149,6 +151,8 @@ class Architecture:
         module does not use Transformers' `AttentionInterface`.
     hands_on : bool, default True
         Whether the base model hands keyword arguments that it does not know on to its attention modules.
+    view : type, default CallView
+        What stands for the cache where arguments are not handed on.
     takes_mask : bool, default True
         Whether the base model takes a ready mask of four dimensions.
     kinds : callable, default `layer_kinds`
@@ -164,6 +168,7 @@ class Architecture:
     rotated: str = "keys"
     forward: Callable[..., tuple[torch.Tensor, Any]] | None = None
     hands_on: bool = True
+    view: type[CallView] = CallView
     takes_mask: bool = True
     kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds
     limit: Callable[[PreTrainedConfig], Limit | None] = _nothing

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from .architecture import Architecture, NoPositions, Rope, Scheme, by_no_rope_layers, sliding_layers
 from .legacy import qwen
-from .models import bloom, btlm, codegen, doge, falcon, gpt_neox_japanese, gptj, hunyuan_v1, llama4_text, mpt
+from .models import bloom, btlm, codegen, doge, falcon, gpt_neox_japanese, gptj, hunyuan_v1, llama4_text, minimax, mpt
 from .positions import (
     HALVES_BACKWARDS,
     NEIGHBOURS,
@@ -19,6 +19,7 @@ from .positions import (
     TRAILING_COMPLEX,
     TRAILING_HALVES,
 )
+from .unsupported import UNSUPPORTED
 
 
 def _rope_or_none(config: PreTrainedConfig) -> Scheme:
@@ -96,7 +97,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama4_text": llama4_text.ARCHITECTURE,
     "mellum": Architecture("MellumAttention"),
     "mimo_v2_flash": Architecture("MiMoV2FlashAttention"),
-    "minimax": Architecture("MiniMaxAttention"),
+    "minimax": minimax.ARCHITECTURE,
     "minimax_m2": Architecture("MiniMaxM2Attention"),
     "ministral": Architecture("MinistralAttention"),
     "ministral3": Architecture("Ministral3Attention"),
@@ -167,6 +168,10 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         raise NotImplementedError(
             f"model_type={model_type!r} is an encoder-decoder; attention sinks are for decoder-only models: "
             "use one of supported_model_types()."
+        )
+    if model_type in UNSUPPORTED:
+        raise NotImplementedError(
+            f"model_type={model_type!r} cannot stream: it {UNSUPPORTED[model_type]}. Use one of supported_model_types()."
         )
     if model_type not in ARCHITECTURES:
         close = difflib.get_close_matches(model_type, ARCHITECTURES)

@@ -85,6 +85,18 @@ class AttentionSinkKVCache(Cache):
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors)
 
     @property
+    def is_initialized(self) -> bool:
+        return self.streams.rows is not None
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False] * len(self.layers)
+
+    @property
     def batch_size(self) -> int:
         return len(self.streams.seen) or -1
 

@@ -65,7 +65,7 @@ def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) ->
     if injection.architecture.hands_on:
         arguments[CALL_ARGUMENT] = call
     else:
-        arguments["past_key_values"] = CallView(inputs.cache, call)
+        arguments["past_key_values"] = injection.architecture.view(inputs.cache, call)
     return rows.advance(counts), _call_previous(injection.model, previous, **arguments)
 
 
@@ -128,7 +128,8 @@ def _layer_view(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Layer
         )
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     cache = cache.cache if isinstance(cache, CallView) else cache
-    return LayerView(cache, call.at(module.layer_idx, hidden_states))
+    layer_idx = kwargs.get("layer_idx")  # handed to modules that several layers share
+    return LayerView(cache, call.at(module.layer_idx if layer_idx is None else layer_idx, hidden_states))
 
 
 def _call_previous(module: nn.Module, previous: Callable | None, *args: Any, **kwargs: Any):

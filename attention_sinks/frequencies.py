@@ -29,14 +29,14 @@ def module_frequencies(module: nn.Module, length: int, name: str | None = None) 
         The kind of layer, as in `config.layer_types`, where the module has frequencies for each.
     """
     prefix = f"{name}_" if name else ""
-    if name and name not in module.rope_type:  # layers of a kind that is not turned
-        return torch.zeros(1), 1.0
     rope_type = module.rope_type[name] if name else module.rope_type
     frequencies, scaling = getattr(module, f"{prefix}inv_freq"), getattr(module, f"{prefix}attention_scaling")
     if "dynamic" not in rope_type and rope_type != "longrope":
         return frequencies, scaling
     parameters = module.config.rope_parameters[name] if name else module.config.rope_parameters
-    trained_length = parameters["original_max_position_embeddings"] if rope_type == "longrope" else module.original_max_seq_len
+    trained_length = (
+        parameters["original_max_position_embeddings"] if rope_type == "longrope" else module.original_max_seq_len
+    )
     if length <= trained_length:
         return getattr(module, f"{prefix}original_inv_freq"), scaling
     options = {"layer_type": name} if name else {}

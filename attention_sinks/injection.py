@@ -131,7 +131,20 @@ def base_model_of(model: nn.Module) -> PreTrainedModel:
     model = without_adapter(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model must be a Transformers model, not {type(model).__name__}; load it with Transformers.")
-    return model.base_model
+    return _decoder_in(model) or model.base_model
+
+
+def _decoder_in(model: PreTrainedModel) -> PreTrainedModel | None:
+    """The innermost model that owns the layers of the text decoder."""
+    text = model.config.get_text_config(decoder=True)
+
+    def owns_layers(module: nn.Module) -> bool:
+        lists = (child for child in module.children() if isinstance(child, nn.ModuleList))
+        return any(len(layers) == text.num_hidden_layers for layers in lists)
+
+    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    decoders = [module for module in models if module.config.model_type == text.model_type and owns_layers(module)]
+    return decoders[-1] if decoders else None
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
@@ -141,7 +154,7 @@ def without_adapter(model: nn.Module) -> nn.Module:
 
 def injection_of(model: nn.Module) -> Injection:
     """The injection of `model`; ValueError when it has none."""
-    base = base_model_of(model)
+    base = model if MARK in model.__dict__ else base_model_of(model)
     if MARK not in base.__dict__:
         raise ValueError(
             f"model={type(model).__name__} has no attention sinks; load it with attention_sinks.AutoModelForCausalLM "

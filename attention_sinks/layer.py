@@ -34,7 +34,7 @@ class SinkLayer(CacheLayerMixin):
     pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def __init__(self, reach: Reach, streams: Streams, rotated: str | None = "keys") -> None:
-        """`rotated` says whether positions are in the "keys", in the "values" (latent attention) or, None, in neither."""
+        """`rotated`: whether positions are in the "keys", in the "values" (latent attention) or, None, in neither."""
         super().__init__()
         self.reach, self.streams, self.rotated = reach, streams, rotated
 
@@ -65,7 +65,9 @@ class SinkLayer(CacheLayerMixin):
     def _update_block(self, key: torch.Tensor, value: torch.Tensor, step: BlockStep):
         """Lay out past and new; what the next call needs waits until the whole call is done."""
         if step.past is not None:
-            key, value = (torch.cat([*past, new], dim=2) for past, new in zip(self._past(step), (key, value), strict=True))
+            key, value = (
+                torch.cat([*past, new], dim=2) for past, new in zip(self._past(step), (key, value), strict=True)
+            )
         with torch.no_grad():
             keys, values = take(key, step.kept), take(value, step.kept)
             self.pending = keys, values, self._sinks_of(keys, values)

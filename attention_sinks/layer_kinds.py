@@ -1,11 +1,10 @@
-"""What kinds of layers a model has, read from its config: which attend, how far they see natively, what else they keep."""
+"""The kinds of layers of a model, read from its config: which attend, how far they see natively, what they keep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 LINEAR = ("linear_attention", "conv")
 HYBRID = ("hybrid", "hybrid_sliding")
@@ -40,23 +39,26 @@ class LayerKind:
 
 def layer_kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
     """The kind of every layer of a decoder with `config`, by layer index."""
-    types, facts = get_layer_types_and_kwargs(config)
-    named = getattr(config, "layer_types", None) or types
-    windows = [fact.get("sliding_window") for fact in facts]
-    sliding = next((window for window in windows if window is not None), getattr(config, "sliding_window", None))
-    return tuple(
-        _kind(kind, name, window or sliding, fact)
-        for kind, name, window, fact in zip(types, named, windows, facts, strict=True)
-    )
+    count = config.num_hidden_layers
+    names = getattr(config, "layer_types", None) or [_only_name(config)] * count
+    return tuple(_kind(config, index, name, index < count - _sharing(config)) for index, name in enumerate(names))
 
 
-def _kind(kind: str, name: str, window: int | None, fact: dict) -> LayerKind:
-    """`kind` is what Transformers' cache calls the layer, `name` what the config calls it."""
-    attends = kind not in LINEAR and name not in ("moe", "mlp")
-    return LayerKind(
-        attends=attends,
-        stores=attends and kind != "dummy",
-        window=window if attends and name in (*SLIDING, "chunked_attention") or kind in SLIDING else None,
-        chunk="chunked_attention" in (kind, name),
-        states=fact.get("number_of_states", 1) if kind in (*LINEAR, *HYBRID) else 0,
-    )
+def _only_name(config: PreTrainedConfig) -> str:
+    """What Transformers calls the layers of a config that does not name them."""
+    if getattr(config, "sliding_window", None) is not None:
+        return "sliding_attention"
+    return "chunked_attention" if getattr(config, "attention_chunk_size", None) is not None else "full_attention"
+
+
+def _sharing(config: PreTrainedConfig) -> int:
+    """How many of the last layers use the keys and values of earlier ones."""
+    return getattr(config, "num_kv_shared_layers", None) or 0
+
+
+def _kind(config: PreTrainedConfig, index: int, name: str, stores: bool) -> LayerKind:
+    attends, chunk = name in ATTENTION, name == "chunked_attention"
+    config = config.per_layer_config[index] if getattr(config, "per_layer_config", None) else config
+    window = config.attention_chunk_size if chunk else config.sliding_window if name in SLIDING else None
+    states = getattr(config, "number_of_conv_states", 1) if name in (*LINEAR, *HYBRID) else 0
+    return LayerKind(attends, attends and stores, window, chunk, states)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers.cache_utils import DummyLayer, LinearAttentionLayer
+from transformers.cache_utils import LinearAttentionLayer
 
 from .layer import SinkLayer
 from .rows import Streams
@@ -112,7 +112,7 @@ class SinkAndStatesLayer(SinkLayer, StatesLayer):
         return SinkLayer.tensors.fget(self) + StatesLayer.tensors.fget(self)
 
 
-class EmptyLayer(DummyLayer):
+class EmptyLayer:
     """A layer without a cache of its own: it has no attention, or reads the keys and values of an earlier one."""
 
     tensors: tuple[torch.Tensor, ...] = ()
@@ -120,3 +120,7 @@ class EmptyLayer(DummyLayer):
     def commit(self) -> None: ...
 
     def discard(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None: ...

@@ -1,18 +1,16 @@
 """What a tiny model really has: layer kinds, position schemes, and what else is particular to its architecture."""
 
-from transformers.cache_utils import get_layer_types_and_kwargs
-
 from attention_sinks.alibi import Alibi
 from attention_sinks.injection import injection_of
 from attention_sinks.positions import NEIGHBOURS, Rotary
-from replay import text_config
+from replay import layer_names, text_config
 
 
 def features_of(model):
     """Words for what the injected `model` has."""
     config, injection = text_config(model), injection_of(model)
     positions = injection.positions(injection.settings)
-    found = set(get_layer_types_and_kwargs(config)[0])
+    found = set(layer_names(config))
     found |= {_scheme(position) for position in positions}
     rotaries = [position for position in positions if isinstance(position, Rotary)]
     found |= {f"rope:{kind}" for kind in _rope_types(model)}

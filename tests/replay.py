@@ -11,11 +11,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 
 def replay_logits(model, ids, sinks, window):
-    """Logits [tokens, vocabulary] of the stream `ids` [tokens] through the plain model `model`, S = sinks, W = window."""
+    """Logits [tokens, vocabulary] of the stream `ids` [tokens] through a plain model; S = sinks, W = window."""
     layers = decoder_layers(model)
     inputs = {}  # layer index -> [..., 1, tokens, hidden], what the layer was given for every token of the stream
     with torch.no_grad():
@@ -65,14 +64,25 @@ def text_config(model):
 
 
 def decoder_layers(model):
-    """The decoder's layers, in order."""
+    """The decoder's layers, in order; its attention modules where a layer has several."""
     count = text_config(model).num_hidden_layers
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
-    return next(found for found in lists if any(hasattr(part, "layer_idx") for part in found[0].modules()))
+    for found in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        if len(found) == count and any(hasattr(part, "layer_idx") for part in found[0].modules()):
+            return list(found)
+    return [part for part in model.modules() if hasattr(part, "layer_idx") and hasattr(part, "o_proj")]
+
+
+def layer_names(config):
+    """What the config calls its layers, or what Transformers takes them for."""
+    slides = getattr(config, "sliding_window", None) is not None
+    names = getattr(config, "layer_types", None)
+    return list(names or ["sliding_attention" if slides else "full_attention"] * config.num_hidden_layers)
 
 
 def layers_that_see_all(model):
-    """For each layer whether it reads the stream as it was trained to; where all slide, none does."""
-    types, _ = get_layer_types_and_kwargs(text_config(model))
-    native = [kind != "full_attention" for kind in types]
-    return [False] * len(types) if set(types) == {"sliding_attention"} else native
+    """For each layer whether it reads the stream as it was trained to; where all attention slides, none does."""
+    names = layer_names(text_config(model))
+    with_sinks = ["full_attention", "hybrid"]
+    if not {*with_sinks, "chunked_attention"} & set(names):
+        with_sinks = ["sliding_attention", "hybrid_sliding"]
+    return [name not in with_sinks for name in names]

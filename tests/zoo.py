@@ -46,7 +46,11 @@ PARTS = {
     "v_head_dim": 16,
 }
 LATENT = {"qk_rope_head_dim": 8, "head_dim": 8, "num_key_value_heads": 4}
-SLIDING = {"num_hidden_layers": 4, "sliding_window": 9}
+SLIDING = {
+    "num_hidden_layers": 3,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,6 @@ class Animal:
     claims: frozenset = frozenset()
     implementations: tuple = ("sdpa", "eager")
     pads_later: bool = True
-    cuts_to_one_layer: bool = True
     one_layer: dict = field(default_factory=lambda: {"num_hidden_layers": 1})
 
     def __str__(self):
@@ -113,8 +116,13 @@ def partial_rope(factor):
     return {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": factor}
 
 
-def row(model_type, *claims, implementations=("sdpa", "eager"), **config):
-    return Animal(model_type, config, frozenset(claims), implementations)
+ONE_LAYER = {"num_hidden_layers": 1}
+ONE_FULL_LAYER = {**ONE_LAYER, "layer_types": ["full_attention"]}
+
+
+def row(model_type, *claims, implementations=("sdpa", "eager"), one_layer=None, pads_later=True, **config):
+    one_layer = one_layer or (ONE_FULL_LAYER if {"sliding_window", "layer_types"} <= set(config) else ONE_LAYER)
+    return Animal(model_type, config, frozenset(claims), implementations, pads_later, one_layer)
 
 
 ZOO = [
@@ -139,8 +147,16 @@ ZOO = [
     row("gpt_neox", "rope halves", use_parallel_residual=False, rope_parameters=partial_rope(1.0)),
     row("falcon", "rope halves", "parallel residual", new_decoder_architecture=True, num_kv_heads=2),
     row("falcon", "rope halves", multi_query=True, parallel_attn=False, new_decoder_architecture=False),
-    row("falcon", "alibi, odd heads", alibi=True, hidden_size=96, num_attention_heads=6, multi_query=False,
-        new_decoder_architecture=False, implementations=SDPA),
+    row(
+        "falcon",
+        "alibi, odd heads",
+        alibi=True,
+        hidden_size=96,
+        num_attention_heads=6,
+        multi_query=False,
+        new_decoder_architecture=False,
+        implementations=SDPA,
+    ),
     row("mpt", "alibi", max_seq_len=256, attn_config={"clip_qkv": 1.0}, implementations=EAGER),
     row("mpt", "alibi, odd heads", hidden_size=96, num_attention_heads=6, max_seq_len=256, implementations=EAGER),
     row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
@@ -150,6 +166,5 @@ ZOO = [
     row("stablelm_epoch", "partial", "grouped heads", use_qkv_bias=True),
     row("qwen", "rope halves", num_key_value_heads=4, head_dim=24, seq_length=64),
     row("btlm", "alibi", mup_scale_qk_dot_by_d=True, mup_embeddings_scale=1.5, **NO_DROPOUT),
-    row("jais", "alibi, odd heads", hidden_size=96, num_attention_heads=6, alibi_scaling={"factor": 3.0},
-        **NO_DROPOUT),
+    row("jais", "alibi, odd heads", hidden_size=96, num_attention_heads=6, alibi_scaling={"factor": 3.0}, **NO_DROPOUT),
 ]
