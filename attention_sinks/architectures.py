@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .architecture import Architecture, NoPositions, Rope, Scheme, by_no_rope_layers, sliding_layers
 from .legacy import qwen
@@ -149,9 +149,21 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+WRAPPERS = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "llama4": "llama4_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
+}
+"""Multimodal models -> their text decoders, which stream; images and sound are refused when they come."""
+
+
 def supported_model_types() -> list[str]:
-    """Sorted `config.model_type` strings that can stream."""
-    return sorted(ARCHITECTURES)
+    """Sorted `config.model_type` strings that can stream and that the installed Transformers knows."""
+    return sorted({*ARCHITECTURES, *WRAPPERS} & set(CONFIG_MAPPING))
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
@@ -169,12 +181,15 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             f"model_type={model_type!r} is an encoder-decoder; attention sinks are for decoder-only models: "
             "use one of supported_model_types()."
         )
+    if model_type in WRAPPERS:
+        return architecture_of(config.get_text_config(decoder=True))
     if model_type in UNSUPPORTED:
         raise NotImplementedError(
-            f"model_type={model_type!r} cannot stream: it {UNSUPPORTED[model_type]}. Use one of supported_model_types()."
+            f"model_type={model_type!r} cannot stream: it {UNSUPPORTED[model_type]}. Use one of "
+            "supported_model_types()."
         )
     if model_type not in ARCHITECTURES:
-        close = difflib.get_close_matches(model_type, ARCHITECTURES)
+        close = difflib.get_close_matches(model_type, supported_model_types())
         similar = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise NotImplementedError(
             f"model_type={model_type!r} is not supported by attention_sinks.{similar} Use one of "

@@ -19,6 +19,7 @@ from .forward import attention_forward, rotary_forward, streaming_forward, writt
 from .generation import OVERRIDES
 from .injection import MARK, Injection, base_model_of, without_adapter
 from .settings import SinkSettings
+from .wrapper import wrapper_forward
 
 
 def inject_attention_sinks(
@@ -129,6 +130,8 @@ def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
     """Patch the base model, its rotary and attention modules and, where there is one, `generate`."""
     base, facts = injection.model, injection.architecture
     patches = [_forward_patch(base, streaming_forward)]
+    if outer.base_model is not base:
+        patches.append(_forward_patch(outer.base_model, wrapper_forward))
     patches += [_forward_patch(module, rotary_forward) for module in facts.scheme(base.config).modules(base)]
     own_config, written_out = _with_attention(base.config), facts.forward
     forward = partial(written_out_forward, function=written_out) if written_out else attention_forward

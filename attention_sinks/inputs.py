@@ -15,6 +15,7 @@ from .layer_kinds import ATTENTION, LINEAR
 from .masks import check_position_ids, real_columns
 from .rows import Rows
 from .settings import SinkSettings
+from .wrapper import text_mask
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Inputs:
     def arguments(self, piece: slice) -> dict[str, Any]:
         """Arguments of the base model's own forward for `piece`."""
         arguments = dict(self.given)
-        for name in ("input_ids", "inputs_embeds"):
+        for name in ("input_ids", "inputs_embeds", "per_layer_inputs"):
             if (states := arguments.get(name)) is not None:
                 arguments[name] = _reordered(states, self.order)[:, piece]
         arguments["attention_mask"] = self._mask(piece)
@@ -111,7 +112,7 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
     with_gradients = torch.is_grad_enabled()
     cache, keep_cache = _cache(injection, given, batch_size, columns, with_gradients)
-    real = real_columns(given.pop("attention_mask", None), batch_size, columns, cache)
+    real = real_columns(text_mask(given.pop("attention_mask", None)), batch_size, columns, cache)
     check_position_ids(given.pop("position_ids", None), real, batch_size, columns, cache)
     if wants_attentions:
         _check_attentions(columns, (injection if cache is None else cache).settings.visible_size)
@@ -154,8 +155,8 @@ def _cache(injection: Injection, given: dict, batch_size: int, columns: int, wit
     checkpointing = model.training and _checkpoints(model)
     if checkpointing and not injection.architecture.hands_on:
         raise NotImplementedError(
-            f"gradient checkpointing hides the cache from the layers of {type(model).__name__}, and attention sinks with "
-            "it; call model.gradient_checkpointing_disable(), or train without attention sinks."
+            f"gradient checkpointing hides the cache from the layers of {type(model).__name__}, and attention sinks "
+            "with it; call model.gradient_checkpointing_disable(), or train without attention sinks."
         )
     if cache is not None:
         _check_cache(cache, injection, batch_size)

@@ -11,6 +11,9 @@ _RELATIVE_TABLE = "learns a bias for each distance from positions of the whole t
 _INDEXER = "selects its keys by a second cache of indexer keys with positions of their own, which has no sinks yet"
 _DRAFT = "drafts for another model, whose keys it reads: it has no stream of its own; give that model attention sinks"
 _STATE_ON_MODULES = "keeps its recurrent state on its modules and not in a cache, so one model cannot serve two streams"
+_WRAPPED = (
+    "wraps its text decoder in towers for images or sound and has not been checked yet; load the text decoder alone"
+)
 _COMPRESSED = "compresses keys of several tokens into one, so that single tokens can no longer be evicted or moved"
 
 _TYPES = {
@@ -24,6 +27,7 @@ _TYPES = {
     _RELATIVE_TABLE: "cpmant inkling_text inkling2_text xlnet",
     _INDEXER: "axk2 deepseek_v32 dots3_note dots3_note_text glm_moe_dsa hy_v4 minimax_m3_vl_text",
     _COMPRESSED: "deepseek_v4",
+    _WRAPPED: "blt fuyu gemma3n got_ocr2 mllama moss_transcribe_diarize phi4_multimodal",
     _DRAFT: "gemma4_assistant gemma4_unified_assistant",
     _STATE_ON_MODULES: "recurrent_gemma",
 }

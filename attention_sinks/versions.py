@@ -8,6 +8,9 @@ from packaging.version import Version
 OLDEST_TRANSFORMERS = "5.17"
 """Older releases break assisted decoding or lack flags that caches need."""
 
+NEWEST_TRANSFORMERS = "5.23"
+"""The newest release whose causal language models have all been looked at: each is supported or refused."""
+
 
 def check_transformers() -> None:
     """ImportError, with the cure, when the installed Transformers is too old."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from attention_sinks import supported_model_types
 from helpers import VOCABULARY, random_ids
 
 SIZES = {
@@ -71,6 +72,8 @@ class Animal:
     claims: frozenset = frozenset()
     implementations: tuple = ("sdpa", "eager")
     pads_later: bool = True
+    text: str | None = None
+    parts: dict = field(default_factory=dict)
     one_layer: dict = field(default_factory=lambda: {"num_hidden_layers": 1})
 
     def __str__(self):
@@ -78,15 +81,21 @@ class Animal:
 
     def build(self, implementation=None):
         """The plain model, with the same weights at every call."""
-        default = AutoConfig.for_model(self.model_type)
-        parts = {name: value for name, value in PARTS.items() if hasattr(default, name)}
-        latent = LATENT if hasattr(default, "qk_rope_head_dim") else {}
-        config = AutoConfig.for_model(self.model_type, **{**SIZES, **parts, **latent, **self.config})
+        config = tiny_config(self.text or self.model_type, self.config)
+        if self.text:
+            config = AutoConfig.for_model(self.model_type, text_config=config.to_dict(), **self.parts)
         config._attn_implementation = implementation or self.implementations[0]
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config).float().eval()
         return randomise(model)
+
+
+def tiny_config(model_type, changes):
+    default = AutoConfig.for_model(model_type)
+    parts = {name: value for name, value in PARTS.items() if hasattr(default, name)}
+    latent = LATENT if hasattr(default, "qk_rope_head_dim") else {}
+    return AutoConfig.for_model(model_type, **{**SIZES, **parts, **latent, **changes})
 
 
 def randomise(model):
@@ -112,6 +121,41 @@ SDPA, EAGER = ("sdpa",), ("eager",)
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
+SHARED = {
+    "num_hidden_layers": 4,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 2,
+}
+LINEAR = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "pads_later": False}
+CONV = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "pads_later": False}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 16}
+GATED = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 8.0,
+}
+
+
+def longrope(length, pairs):
+    factors = {"short_factor": [1.0 + i / 4 for i in range(pairs)], "long_factor": [1.5 + i for i in range(pairs)]}
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": length,
+        "partial_rotary_factor": pairs / 8,
+        **factors,
+    }
+
+
 def partial_rope(factor):
     return {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": factor}
 
@@ -121,32 +165,272 @@ ONE_FULL_LAYER = {**ONE_LAYER, "layer_types": ["full_attention"]}
 
 
 def row(model_type, *claims, implementations=("sdpa", "eager"), one_layer=None, pads_later=True, **config):
-    one_layer = one_layer or (ONE_FULL_LAYER if {"sliding_window", "layer_types"} <= set(config) else ONE_LAYER)
-    return Animal(model_type, config, frozenset(claims), implementations, pads_later, one_layer)
+    text, parts = config.pop("text", None), config.pop("parts", {})
+    one_layer = one_layer or (ONE_FULL_LAYER if "layer_types" in config else ONE_LAYER)
+    return Animal(model_type, config, frozenset(claims), implementations, pads_later, text, parts, one_layer)
 
 
-ZOO = [
-    row("afmoe", "no positions", "experts", "query-key norm", **SLIDING),
+SIGLIP = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 1,
+}
+NO_TOWERS = {"vision_config": None, "audio_config": None}
+LLAMA4 = {
+    "num_hidden_layers": 3,
+    "no_rope_layers": [1, 0, 1],
+    "layer_types": ["chunked_attention", "full_attention", "chunked_attention"],
+    "attention_chunk_size": 11,
+    "floor_scale": 4,
+    "intermediate_size_mlp": 96,
+}
+LLAMA4_ONE = {"num_hidden_layers": 1, "no_rope_layers": [0], "layer_types": ["full_attention"]}
+
+ROWS = [
+    # Attention sees all that came before, rotary positions.
     row("apertus", "query-key norm", "rope:llama3"),
     row("arcee"),
     row("aria_text", "experts"),
-    row("axk1", "latent", "experts"),
     row("bitnet"),
-    row("bloom", "alibi", implementations=EAGER),
     row("codegen", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
-    row("cohere", "rope neighbours"),
-    row("cohere2", "rope neighbours", "no positions", "sliding_attention", "full_attention", **SLIDING),
-    row("cohere2_moe", "rope neighbours", "no positions", "experts", **SLIDING),
-    row("deepseek_v2", "latent", "experts"),
-    row("deepseek_v3", "latent", "experts"),
+    row("cohere", "rope neighbours", "query-key norm", use_qk_norm=True),
+    row(
+        "dbrx",
+        "experts",
+        d_model=64,
+        n_heads=4,
+        n_layers=2,
+        max_seq_len=256,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 2.0, "rope_theta": 1e4},
+        ffn_config={"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    ),
     row("diffllama", implementations=EAGER),
-    row("llama", "rope halves", "grouped heads"),
-    row("mistral", "full_attention", "grouped heads", sliding_window=None),
-    row("mistral", "sliding_attention", sliding_window=24),
-    row("gpt_neox", "partial", "parallel residual", rope_parameters=partial_rope(0.25)),
-    row("gpt_neox", "rope halves", use_parallel_residual=False, rope_parameters=partial_rope(1.0)),
+    row("doge", "query-key norm"),
+    row("dots1", "experts", "query-key norm"),
+    row("emu3"),
+    row("ernie4_5", "rope neighbours"),
+    row("ernie4_5_moe", "rope neighbours", "experts"),
     row("falcon", "rope halves", "parallel residual", new_decoder_architecture=True, num_kv_heads=2),
     row("falcon", "rope halves", multi_query=True, parallel_attn=False, new_decoder_architecture=False),
+    row("flex_olmo", "experts", "query-key norm"),
+    row("gemma"),
+    row("glm", "rope neighbours", "partial"),
+    row("glm4", "rope neighbours", "partial"),
+    row("glm4_moe", "partial", "experts", "query-key norm", use_qk_norm=True),
+    row("gpt_neox", "partial", "parallel residual", rope_parameters=partial_rope(0.25)),
+    row("gpt_neox", "rope halves", use_parallel_residual=False, rope_parameters=partial_rope(1.0)),
+    row("gpt_neox_japanese", implementations=EAGER),
+    row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
+    row("granite", attention_multiplier=0.3),
+    row("granitemoe", "experts"),
+    row("granitemoeshared", "experts"),
+    row("helium", "rope neighbours"),
+    row("hrm_text"),
+    row("hunyuan_v1_dense", "query-key norm"),
+    row("hunyuan_v1_moe", "query-key norm", "experts"),
+    row("hy_v3", "experts", "query-key norm"),
+    row("hyperclovax"),
+    row("internlm3"),
+    row("iquestcoder"),
+    row("jais2"),
+    row("jetmoe", "experts", kv_channels=16),
+    row("llama", "grouped heads"),
+    row("llama", "rope:yarn", rope_parameters=YARN),
+    row("mellum", "experts", "query-key norm"),
+    row("minimax_m2", "experts", "query-key norm"),
+    row("mistral", "full_attention", "grouped heads", sliding_window=None),
+    row("mixtral", "experts"),
+    row("nanochat"),
+    row("nemotron", "partial"),
+    row("olmo", clip_qkv=2.0),
+    row("olmo2", "query-key norm"),
+    row("olmoe", "experts", "query-key norm"),
+    row("persimmon", "partial", "query-key norm"),
+    row("phi", "partial", "query-key norm", qk_layernorm=True),
+    row("phi3", original_max_position_embeddings=256),
+    row(
+        "phi3",
+        "partial",
+        "rope:longrope",
+        rope_parameters=longrope(64, 4),
+        original_max_position_embeddings=64,
+        max_position_embeddings=512,
+    ),
+    row("phimoe", "experts"),
+    row("qwen2", "grouped heads"),
+    row("qwen2_moe", "experts"),
+    row("qwen3", "query-key norm"),
+    row("qwen3_moe", "experts", "query-key norm"),
+    row("seed_oss"),
+    row("smollm3", "no positions", "rope halves", num_hidden_layers=3, no_rope_layers=[1, 0, 1]),
+    row("solar_open", "experts", "partial", rope_parameters=partial_rope(0.5)),
+    row("stablelm", "partial", "grouped heads", "query-key norm", qk_layernorm=True, use_qkv_bias=True),
+    row("starcoder2"),
+    # Scales that depend on the query's position.
+    row("beam", "no positions", "query-key norm", **SLIDING),
+    row("llama4_text", "no positions", "chunked_attention", "experts", one_layer=LLAMA4_ONE, **LLAMA4),
+    row(
+        "ministral3",
+        "rope:yarn",
+        rope_parameters={**YARN, "llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 8},
+    ),
+    # Natively sliding layers, in all layers or in some.
+    row("mistral", "sliding_attention", sliding_window=24),
+    row("ministral", "sliding_attention", sliding_window=24),
+    row("kolibri1", "query-key norm", "sliding_attention", "full_attention", **SLIDING),
+    row("moshi", "sliding_attention", sliding_window=24),
+    row("afmoe", "no positions", "experts", "query-key norm", **SLIDING),
+    row("cohere2", "rope neighbours", "no positions", "sliding_attention", "full_attention", **SLIDING),
+    row("cohere2_moe", "rope neighbours", "no positions", "experts", **SLIDING),
+    row("cohere_compass_text", "no positions", "sliding_attention", **SLIDING),
+    row("cwm", "sliding_attention", "full_attention", bos_token_id=0, eos_token_id=1, pad_token_id=0, **SLIDING),
+    row("exaone4", "no positions", "sliding_attention", **SLIDING),
+    row("exaone_moe", "no positions", "sliding_attention", "experts", **SLIDING),
+    row("flint", "learned sinks", "query-key norm", implementations=EAGER, **SLIDING),
+    row("gemma2", "softcap", "sliding_attention", implementations=EAGER, **SLIDING),
+    row("gemma3_text", "two thetas", "query-key norm", "sliding_attention", **SLIDING),
+    row("gemma3n_text", "two thetas", "shared keys", **SHARED),
+    row("gemma4_text", "shared keys", **SHARED),
+    row("gemma4_unified_text", "sliding_attention", **SLIDING),
+    row("gpt_oss", "learned sinks", "rope:yarn", "experts", implementations=EAGER, rope_parameters=YARN, **SLIDING),
+    row("granite_swa", "learned sinks", "sliding_attention", implementations=EAGER, **SLIDING),
+    row("granitemoe_swa", "learned sinks", "experts", implementations=EAGER, **SLIDING),
+    row("laguna", "partial", "query-key norm", "sliding_attention", **SLIDING),
+    row("mimo_v2_flash", "learned sinks", "partial", "two thetas", "experts", implementations=EAGER, **SLIDING),
+    row("modernbert-decoder", "two thetas", "sliding_attention", **SLIDING),
+    row("olmo3", "query-key norm", "sliding_attention", **SLIDING),
+    row("vaultgemma", "softcap", "sliding_attention", implementations=EAGER, **SLIDING),
+    # Linear attention, convolutions or state spaces beside attention.
+    row("bailing_hybrid", "latent", "linear_attention", linear_head_dim=16, linear_num_heads=4, **LINEAR),
+    row(
+        "bamba",
+        "linear_attention",
+        "full_attention",
+        "partial",
+        num_hidden_layers=2,
+        attn_layer_indices=[1],
+        one_layer={"num_hidden_layers": 1, "attn_layer_indices": [0]},
+        pads_later=False,
+        **MAMBA,
+    ),
+    row("falcon_h1", "hybrid", mamba_d_ssm=64, num_hidden_layers=2, pads_later=False, **MAMBA),
+    row("granitemoehybrid", "no positions", "linear_attention", position_embedding_type="nope", **MAMBA, **LINEAR),
+    row("granitemoehybrid", "rope halves", "linear_attention", position_embedding_type="rope", **MAMBA, **LINEAR),
+    row(
+        "jamba",
+        "no positions",
+        "linear_attention",
+        "experts",
+        num_hidden_layers=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        use_mamba_kernels=False,
+        mamba_d_state=8,
+        mamba_dt_rank=8,
+        pads_later=False,
+        one_layer={"num_hidden_layers": 1, "attn_layer_offset": 0},
+    ),
+    row("kimi_linear", "no positions", "linear_attention", linear_head_dim=16, linear_num_heads=4, **LINEAR),
+    row("lfm2", "conv", "query-key norm", **CONV),
+    row("lfm2_moe", "conv", "experts", num_dense_layers=1, **CONV),
+    row(
+        "lfm3",
+        "conv",
+        "query-key norm",
+        **{
+            **CONV,
+            "sliding_window": 9,
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "sliding_attention", "conv"],
+        },
+    ),
+    row("minimax", "linear_attention", "experts", block_size=16, **LINEAR),
+    row(
+        "nemotron_h",
+        "no positions",
+        "linear_attention",
+        "experts",
+        layers_block_type=["linear_attention", "full_attention", "moe", "mlp"],
+        use_mamba_kernels=False,
+        ssm_state_size=8,
+        mamba_num_heads=8,
+        mamba_head_dim=16,
+        chunk_size=16,
+        moe_shared_expert_intermediate_size=32,
+        n_groups=1,
+        num_hidden_layers=None,
+        pads_later=False,
+        one_layer={"layers_block_type": ["full_attention"]},
+    ),
+    row("olmo_hybrid", "linear_attention", "query-key norm", **GATED, **LINEAR),
+    row("qwen3_5_text", "linear_attention", "partial", **GATED, **LINEAR),
+    row("qwen3_5_moe_text", "linear_attention", "partial", "experts", **GATED, **LINEAR),
+    row("qwen3_next", "linear_attention", "partial", "experts", **GATED, **LINEAR),
+    row("qwen4_exp_text", "linear_attention", "experts", **GATED, **LINEAR),
+    row(
+        "zamba",
+        "no positions",
+        "hybrid",
+        num_hidden_layers=3,
+        layers_block_type=["linear_attention", "hybrid", "hybrid"],
+        use_mamba_kernels=False,
+        mamba_d_state=8,
+        mamba_dt_rank=8,
+        attention_head_dim=32,
+        pads_later=False,
+        one_layer={"num_hidden_layers": 1, "layers_block_type": ["hybrid"]},
+    ),
+    row(
+        "zamba2",
+        "hybrid",
+        use_mem_rope=True,
+        num_hidden_layers=3,
+        layers_block_type=["linear_attention", "hybrid", "hybrid"],
+        hybrid_layer_ids=[1, 2],
+        use_mamba_kernels=False,
+        mamba_d_state=8,
+        n_mamba_heads=4,
+        mamba_headdim=32,
+        chunk_size=16,
+        attention_head_dim=32,
+        num_mem_blocks=1,
+        pads_later=False,
+        one_layer={"num_hidden_layers": 1, "layers_block_type": ["hybrid"], "hybrid_layer_ids": [0]},
+    ),
+    row(
+        "zaya",
+        "hybrid",
+        "partial",
+        num_hidden_layers=2,
+        layer_types=["hybrid", "hybrid"],
+        pads_later=False,
+        one_layer={"num_hidden_layers": 1, "layer_types": ["hybrid"]},
+    ),
+    # Latent attention.
+    row("axk1", "latent", "experts"),
+    row("deepseek_v2", "latent", "experts"),
+    row("deepseek_v3", "latent", "experts"),
+    row("glm4_moe_lite", "latent", "experts"),
+    row(
+        "longcat_flash",
+        "latent",
+        "experts",
+        num_layers=1,
+        zero_expert_num=2,
+        moe_topk=2,
+        expert_ffn_hidden_size=32,
+        ffn_hidden_size=64,
+    ),
+    row("minicpm3", "latent"),
+    row("youtu", "latent"),
+    # Linear biases.
+    row("bloom", "alibi", implementations=EAGER),
     row(
         "falcon",
         "alibi, odd heads",
@@ -159,12 +443,21 @@ ZOO = [
     ),
     row("mpt", "alibi", max_seq_len=256, attn_config={"clip_qkv": 1.0}, implementations=EAGER),
     row("mpt", "alibi, odd heads", hidden_size=96, num_attention_heads=6, max_seq_len=256, implementations=EAGER),
-    row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
-    row("qwen2", "grouped heads"),
-    row("stablelm", "partial", "grouped heads", "query-key norm", qk_layernorm=True, use_qkv_bias=True),
+    # Classes of our own for old checkpoints.
     row("Yi", "rope halves", "grouped heads"),
     row("stablelm_epoch", "partial", "grouped heads", use_qkv_bias=True),
     row("qwen", "rope halves", num_key_value_heads=4, head_dim=24, seq_length=64),
     row("btlm", "alibi", mup_scale_qk_dot_by_d=True, mup_embeddings_scale=1.5, **NO_DROPOUT),
     row("jais", "alibi, odd heads", hidden_size=96, num_attention_heads=6, alibi_scaling={"factor": 3.0}, **NO_DROPOUT),
+    # Text decoders inside multimodal models.
+    row("gemma3", "two thetas", text="gemma3_text", parts=SIGLIP, **SLIDING),
+    row("gemma4", "shared keys", text="gemma4_text", parts=NO_TOWERS, **SHARED),
+    row("gemma4_unified", "sliding_attention", text="gemma4_unified_text", parts=NO_TOWERS, **SLIDING),
+    row("llama4", "no positions", text="llama4_text", one_layer=LLAMA4_ONE, **LLAMA4),
+    row("qwen3_5", "linear_attention", text="qwen3_5_text", **GATED, **LINEAR),
+    row("qwen3_5_moe", "linear_attention", "experts", text="qwen3_5_moe_text", **GATED, **LINEAR),
+    row("qwen4_exp", "linear_attention", "experts", text="qwen4_exp_text", **GATED, **LINEAR),
 ]
+
+# Older Transformers do not know all of them.
+ZOO = [animal for animal in ROWS if animal.model_type in supported_model_types()]

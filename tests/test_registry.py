@@ -1,0 +1,64 @@
+"""The table of architectures cannot lie: every type of the installed Transformers is supported or refused."""
+
+import importlib
+import warnings
+
+import pytest
+import transformers
+from packaging.version import Version
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+from attention_sinks import supported_model_types
+from attention_sinks.architectures import ARCHITECTURES, WRAPPERS, architecture_of
+from attention_sinks.unsupported import UNSUPPORTED
+from attention_sinks.versions import NEWEST_TRANSFORMERS
+from helpers import refused
+from zoo import ROWS, ZOO
+
+KNOWN = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def test_every_causal_language_model_is_supported_or_refused_with_a_reason():
+    unknown = sorted(KNOWN - set(supported_model_types()) - set(UNSUPPORTED))
+    if Version(transformers.__version__).release[:2] > Version(NEWEST_TRANSFORMERS).release[:2]:
+        warnings.warn(f"new in transformers {transformers.__version__}: {unknown}", stacklevel=1)
+    else:
+        assert not unknown
+
+
+def test_as_many_as_the_readme_says():
+    if Version(transformers.__version__).release[:2] == Version(NEWEST_TRANSFORMERS).release[:2]:
+        assert len(supported_model_types()) >= 125
+
+
+def test_nothing_is_both_supported_and_refused():
+    assert not {*ARCHITECTURES, *WRAPPERS} & set(UNSUPPORTED)
+
+
+def test_every_supported_type_has_a_tiny_model():
+    assert {animal.model_type for animal in ZOO} == set(supported_model_types())
+    assert not {animal.model_type for animal in ROWS if animal not in ZOO} & set(CONFIG_MAPPING)
+
+
+@pytest.mark.parametrize("model_type", sorted(set(UNSUPPORTED) & KNOWN))
+def test_what_cannot_stream_is_refused_from_its_config(model_type):
+    config = AutoConfig.for_model(model_type)
+    config.is_encoder_decoder = False
+    refused(NotImplementedError, lambda: architecture_of(config), model_type, UNSUPPORTED[model_type])
+
+
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) & set(MODEL_MAPPING_NAMES)))
+def test_the_attention_class_of_a_row_exists(model_type):
+    names = MODEL_MAPPING_NAMES[model_type]
+    model_class = getattr(transformers, names if isinstance(names, str) else names[0], None)
+    if model_class is not None and model_class.__module__.startswith("transformers."):
+        modelling = importlib.import_module(model_class.__module__)
+        assert hasattr(modelling, ARCHITECTURES[model_type].attention)
+
+
+def test_an_unknown_type_gets_close_matches_and_the_way_to_add_it():
+    config = AutoConfig.for_model("llama")
+    config.model_type = "lama"
+    message = refused(NotImplementedError, lambda: architecture_of(config), "lama", "llama")
+    assert "add a row" in message
