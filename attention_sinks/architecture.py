@@ -29,6 +29,10 @@ def sliding_layers(config: PreTrainedConfig, layer_idx: int) -> bool:
     return config.layer_types[layer_idx] == "sliding_attention"
 
 
+def sliding_layers_if_any(config: PreTrainedConfig, layer_idx: int) -> bool:
+    return config.sliding_window is None or sliding_layers(config, layer_idx)
+
+
 def by_no_rope_layers(config: PreTrainedConfig, layer_idx: int) -> bool:
     """`config.no_rope_layers` has 1, despite its name, where a layer turns."""
     return bool(config.no_rope_layers[layer_idx])

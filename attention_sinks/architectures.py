@@ -9,7 +9,15 @@ import difflib
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from .architecture import Architecture, NoPositions, Rope, Scheme, by_no_rope_layers, sliding_layers
+from .architecture import (
+    Architecture,
+    NoPositions,
+    Rope,
+    Scheme,
+    by_no_rope_layers,
+    sliding_layers,
+    sliding_layers_if_any,
+)
 from .legacy import qwen
 from .models import bloom, btlm, codegen, doge, falcon, gpt_neox_japanese, gptj, hunyuan_v1, llama4_text, minimax, mpt
 from .positions import (
@@ -50,8 +58,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "emu3": Architecture("Emu3Attention"),
     "ernie4_5": Architecture("Ernie4_5Attention", Rope(NEIGHBOURS_FROM_HALVES)),
     "ernie4_5_moe": Architecture("Ernie4_5_MoeAttention", Rope(NEIGHBOURS_FROM_HALVES)),
-    "exaone4": Architecture("Exaone4Attention", Rope(turns=sliding_layers)),
-    "exaone_moe": Architecture("ExaoneMoeAttention", Rope(turns=sliding_layers)),
+    "exaone4": Architecture("Exaone4Attention", Rope(turns=sliding_layers_if_any)),
+    "exaone_moe": Architecture("ExaoneMoeAttention", Rope(turns=sliding_layers_if_any)),
     "falcon": falcon.ARCHITECTURE,
     "falcon_h1": Architecture("FalconH1Attention"),
     "flex_olmo": Architecture("FlexOlmoAttention"),
@@ -88,7 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "jamba": Architecture("JambaAttention", NoPositions()),
     "jetmoe": Architecture("JetMoeAttention"),
     "kimi_linear": Architecture("KimiLinearAttention", NoPositions()),
-    "kolibri1": Architecture("Kolibri1Attention"),
+    "kolibri1": Architecture("Kolibri1Attention", Rope(turns=sliding_layers_if_any)),
     "laguna": Architecture("LagunaAttention"),
     "lfm2": Architecture("Lfm2Attention"),
     "lfm2_moe": Architecture("Lfm2MoeAttention"),
