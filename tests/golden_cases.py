@@ -14,6 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).parent / "golden"
+ARCHITECTURES = sorted(folder.name for folder in FOLDER.iterdir())
+
+# GPT-J and MPT have nothing but eager attention; that of Falcon with ALiBi is wrong in Transformers itself.
+IMPLEMENTATIONS = {"falcon_alibi": ["sdpa"], "gptj": ["eager"], "mpt": ["eager"]}
+SUBJECTS = [(name, how) for name in ARCHITECTURES for how in IMPLEMENTATIONS.get(name, ["eager", "sdpa"])]
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class GoldenCase:
     new_tokens: int = 0
 
     def __str__(self):
-        return self.name
+        return f"{self.architecture} {self.name}"
 
     @property
     def fits_the_cache(self):
@@ -47,7 +52,7 @@ class GoldenCase:
 
 
 def cases(*kinds, architecture="llama"):
-    """The recordings of these kinds: "stream", "prompt", "chunks", "generate"."""
+    """The recordings of one architecture that are of these kinds: "stream", "prompt", "chunks", "generate"."""
     folder = FOLDER / architecture
     tensors = load_file(folder / "golden.safetensors")
     recorded = json.loads((folder / "manifest.json").read_text())["cases"]
@@ -71,6 +76,6 @@ def cases(*kinds, architecture="llama"):
 
 
 @cache
-def golden_model(architecture="llama"):
+def golden_model(architecture="llama", implementation="sdpa"):
     """The recorded model in today's Transformers. Shared: copy it before changing it."""
-    return AutoModelForCausalLM.from_pretrained(FOLDER / architecture).eval()
+    return AutoModelForCausalLM.from_pretrained(FOLDER / architecture, attn_implementation=implementation).eval()

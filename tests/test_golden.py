@@ -1,4 +1,4 @@
-"""The library against the original package's recordings."""
+"""The library, and the reference of the conformance checks, against the original package's recordings."""
 
 from copy import deepcopy
 
@@ -6,44 +6,68 @@ import pytest
 import torch
 
 from attention_sinks import inject_attention_sinks
-from golden_cases import cases, golden_model
+from golden_cases import ARCHITECTURES, SUBJECTS, cases, golden_model
 from helpers import TEETH, assert_close, cut, largest_difference, stream
+from replay import replay_logits
 
 
-def streaming(case, prefill="streaming"):
-    return inject_attention_sinks(deepcopy(golden_model()), case.sinks, case.window, prefill)
+def every_subject(*kinds, when=lambda case: True):
+    """Parametrise by each recording of these kinds and each attention implementation its model has."""
+    found = [(case, how) for name, how in SUBJECTS for case in cases(*kinds, architecture=name) if when(case)]
+    return pytest.mark.parametrize("case, implementation", found, ids=str)
 
 
-@pytest.mark.parametrize("case", [c for c in cases("stream", "prompt") if c.fits_the_cache], ids=str)
-@pytest.mark.parametrize("lengths", [[1], [1000], [7], [16], [17], [18], [10, 1, 1, 30]], ids=str)
-def test_recorded_streams_in_any_chunking(case, lengths):
-    logits, _ = stream(streaming(case), case.ids, cut(case.ids.shape[1], lengths))
+def fits(case):
+    return case.fits_the_cache
+
+
+def streaming(case, implementation, prefill="streaming"):
+    model = deepcopy(golden_model(case.architecture, implementation))
+    return inject_attention_sinks(model, case.sinks, case.window, prefill)
+
+
+def test_every_recording_is_used():
+    assert len(ARCHITECTURES) == 9 and len(SUBJECTS) == 15
+    assert {len(cases("stream", "prompt", "chunks", "generate", architecture=name)) for name in ARCHITECTURES} == {12}
+
+
+@every_subject("stream", "prompt", when=fits)
+@pytest.mark.parametrize("lengths", [[1], [1000], [7], [16, 17, 18], [10, 1, 1, 30]], ids=str)
+def test_recorded_streams_in_any_chunking(case, implementation, lengths):
+    logits, _ = stream(streaming(case, implementation), case.ids, cut(case.ids.shape[1], lengths))
     assert_close(logits[0], case.logits)
 
 
-@pytest.mark.parametrize("case", cases("stream", "prompt", "chunks"), ids=str)
-def test_dense_prefill_in_the_recorded_calls(case):
-    logits, cache = stream(streaming(case, "dense"), case.ids, case.calls)
+@every_subject("stream", "prompt", "chunks")
+def test_dense_prefill_in_the_recorded_calls(case, implementation):
+    logits, cache = stream(streaming(case, implementation, "dense"), case.ids, case.calls)
     assert_close(logits[0], case.logits)
     assert cache.tokens_cached.tolist() == [case.sinks + case.window]
 
 
-@pytest.mark.parametrize("case", [c for c in cases("prompt", "chunks") if not c.fits_the_cache], ids=str)
-def test_long_calls_differ_in_the_default_mode(case):
-    logits, _ = stream(streaming(case), case.ids, case.calls)
+@every_subject("prompt", "chunks", when=lambda case: not case.fits_the_cache)
+def test_long_calls_differ_in_the_default_mode(case, implementation):
+    logits, _ = stream(streaming(case, implementation), case.ids, case.calls)
     assert largest_difference(logits[0], case.logits) > TEETH
 
 
-def generated(case, prefill):
-    model = streaming(case, prefill)
-    return model.generate(case.ids, max_new_tokens=case.new_tokens, do_sample=False)[0]
+def generated(case, implementation, prefill):
+    model = streaming(case, implementation, prefill)
+    # MPT's config turns the cache off; the recordings were made with one.
+    return model.generate(case.ids, max_new_tokens=case.new_tokens, do_sample=False, use_cache=True)[0]
 
 
-@pytest.mark.parametrize("case", cases("generate"), ids=str)
-def test_generate_with_dense_prefill_continues_as_recorded(case):
-    assert torch.equal(generated(case, "dense"), case.sequence)
+@every_subject("generate")
+def test_generate_with_dense_prefill_continues_as_recorded(case, implementation):
+    assert torch.equal(generated(case, implementation, "dense"), case.sequence)
 
 
-@pytest.mark.parametrize("case", [c for c in cases("generate") if c.fits_the_cache], ids=str)
-def test_generate_from_a_short_prompt_continues_as_recorded(case):
-    assert torch.equal(generated(case, "streaming"), case.sequence)
+@every_subject("generate", when=fits)
+def test_generate_from_a_short_prompt_continues_as_recorded(case, implementation):
+    assert torch.equal(generated(case, implementation, "streaming"), case.sequence)
+
+
+@every_subject("stream", "prompt", when=fits)
+def test_the_reference_of_the_conformance_checks_gives_the_recorded_logits(case, implementation):
+    plain = golden_model(case.architecture, implementation)
+    assert_close(replay_logits(plain, case.ids[0], case.sinks, case.window), case.logits)
