@@ -20,35 +20,26 @@ from .auto import (  # noqa: E402
 from .cache import AttentionSinkKVCache  # noqa: E402
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
 from .legacy import register_legacy  # noqa: E402
-from .models.llama import (  # noqa: E402
-    LlamaForCausalLM,
-    LlamaForQuestionAnswering,
-    LlamaForSequenceClassification,
-    LlamaForTokenClassification,
-    LlamaModel,
-    LlamaPreTrainedModel,
-)
+from .models import *  # noqa: E402, F403
+from .models import __all__ as _model_classes  # noqa: E402
 
 register_legacy()
 
 __version__ = "0.5.0.dev0"
 
-__all__ = [
-    "AttentionSinkKVCache",
-    "AutoModel",
-    "AutoModelForCausalLM",
-    "AutoModelForQuestionAnswering",
-    "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification",
-    "AutoTokenizer",
-    "LlamaForCausalLM",
-    "LlamaForQuestionAnswering",
-    "LlamaForSequenceClassification",
-    "LlamaForTokenClassification",
-    "LlamaModel",
-    "LlamaPreTrainedModel",
-    "attention_sinks_injected",
-    "inject_attention_sinks",
-    "remove_attention_sinks",
-    "supported_model_types",
-]
+__all__ = sorted(
+    [
+        "AttentionSinkKVCache",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForQuestionAnswering",
+        "AutoModelForSequenceClassification",
+        "AutoModelForTokenClassification",
+        "AutoTokenizer",
+        "attention_sinks_injected",
+        "inject_attention_sinks",
+        "remove_attention_sinks",
+        "supported_model_types",
+        *_model_classes,
+    ]
+)

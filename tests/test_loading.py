@@ -22,18 +22,15 @@ PUBLIC_NAMES = [
     "AutoModelForQuestionAnswering",
     "AutoTokenizer",
     "AttentionSinkKVCache",
-    "LlamaPreTrainedModel",
-    "LlamaModel",
-    "LlamaForCausalLM",
-    "LlamaForSequenceClassification",
-    "LlamaForTokenClassification",
-    "LlamaForQuestionAnswering",
     "inject_attention_sinks",
     "remove_attention_sinks",
     "attention_sinks_injected",
     "supported_model_types",
     "__version__",
 ]
+FAMILIES = ["Falcon", "GPTJ", "GPTNeoX", "Llama", "Mistral", "Mpt"]
+KINDS = ["PreTrainedModel", "Model", "ForCausalLM", *HEADS]
+MODEL_CLASSES = {family + kind for family in FAMILIES for kind in KINDS} - {"GPTJForTokenClassification"}
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +47,10 @@ def assert_streams(model, sinks=S, window=W):
 
 
 def test_public_names():
-    assert set(PUBLIC_NAMES) <= set(dir(attention_sinks))
-    assert set(attention_sinks.__all__) | {"__version__"} == set(PUBLIC_NAMES)
+    names = {*PUBLIC_NAMES, *MODEL_CLASSES}
+    assert names <= set(dir(attention_sinks))
+    assert set(attention_sinks.__all__) | {"__version__"} == names
+    assert attention_sinks.__all__ == sorted(attention_sinks.__all__)
     assert attention_sinks.AutoTokenizer is transformers.AutoTokenizer
 
 

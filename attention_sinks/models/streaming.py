@@ -18,6 +18,11 @@ class StreamingModel:
     """
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        """Not here: weights are named as in the class of Transformers, also where it renames them in checkpoints."""
+        return super().is_custom_code() and not cls.__module__.startswith(__package__)
+
+    @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any):
         SinkSettings.pop_from(dict(kwargs))  # refuse what is wrong before anything is loaded
         return super().from_pretrained(*args, **kwargs)
