@@ -180,3 +180,9 @@ class Architecture:
 
     def scheme(self, config: PreTrainedConfig) -> Scheme:
         return self.positions(config) if callable(self.positions) else self.positions
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """NotImplementedError, with the cure, when `config` cannot stream; asked again at each call, since attention
+        implementations may be changed at any time."""
+        if reason := self.refuses(config):
+            raise NotImplementedError(f"model_type={config.model_type!r} {reason}")

@@ -102,10 +102,11 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, NotImplementedError
         Naming the argument, its value and the cure; nothing has been changed by then.
     """
     injection = injection_of(model)
+    injection.architecture.check(model.config)
     given = named_arguments(type(model), args, kwargs)
     batch_size, columns, device = _shape(given)
     wants_attentions = given.get("output_attentions", getattr(model.config, "output_attentions", False))
