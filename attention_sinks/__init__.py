@@ -9,6 +9,7 @@ check_transformers()
 
 from transformers import AutoTokenizer  # noqa: E402
 
+from . import models  # noqa: E402
 from .architectures import supported_model_types  # noqa: E402
 from .auto import (  # noqa: E402
     AutoModel,
@@ -21,25 +22,23 @@ from .cache import AttentionSinkKVCache  # noqa: E402
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
 from .legacy import register_legacy  # noqa: E402
 from .models import *  # noqa: E402, F403
-from .models import __all__ as _model_classes  # noqa: E402
 
 register_legacy()
 
 __version__ = "0.5.0.dev0"
 
-__all__ = sorted(
-    [
-        "AttentionSinkKVCache",
-        "AutoModel",
-        "AutoModelForCausalLM",
-        "AutoModelForQuestionAnswering",
-        "AutoModelForSequenceClassification",
-        "AutoModelForTokenClassification",
-        "AutoTokenizer",
-        "attention_sinks_injected",
-        "inject_attention_sinks",
-        "remove_attention_sinks",
-        "supported_model_types",
-        *_model_classes,
-    ]
-)
+__all__ = [
+    "AttentionSinkKVCache",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoTokenizer",
+    "attention_sinks_injected",
+    "inject_attention_sinks",
+    "remove_attention_sinks",
+    "supported_model_types",
+]
+__all__ += models.__all__
+__all__.sort()
