@@ -165,6 +165,8 @@ class Architecture:
         config -> Limit or None.
     refuses : callable, optional
         config -> why this configuration cannot stream, or None.
+    notes : str, default ""
+        What the support table cannot tell from the other facts.
     """
 
     attention: str
@@ -177,6 +179,7 @@ class Architecture:
     kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds
     limit: Callable[[PreTrainedConfig], Limit | None] = _nothing
     refuses: Callable[[PreTrainedConfig], str | None] = _nothing
+    notes: str = ""
 
     def scheme(self, config: PreTrainedConfig) -> Scheme:
         return self.positions(config) if callable(self.positions) else self.positions

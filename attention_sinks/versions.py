@@ -19,3 +19,8 @@ def check_transformers() -> None:
             f"attention_sinks needs transformers>={OLDEST_TRANSFORMERS}, but {transformers.__version__} is installed; "
             f"run `pip install --upgrade 'transformers>={OLDEST_TRANSFORMERS}'`."
         )
+
+
+def transformers_release() -> tuple[int, int]:
+    """Major and minor version of the installed Transformers."""
+    return Version(transformers.__version__).release[:2]

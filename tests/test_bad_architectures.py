@@ -112,6 +112,15 @@ def test_falcon_with_alibi_set_to_another_attention_later(implementation):
     assert_close(logits[0], replay_logits(ALIBI_FALCON.build(), IDS, S, W)[30:])
 
 
+@pytest.mark.parametrize("model_type, instead", [("falcon", "sdpa"), ("gptj", "eager")])
+def test_flash_attention_in_a_class_of_its_own(model_type, instead):
+    model = animal_of(model_type).build()
+    model.config._attn_implementation = "flash_attention_2"
+    refused_by_injection(
+        NotImplementedError, model, model_type, "flash_attention_2", f"use attn_implementation='{instead}'"
+    )
+
+
 def test_falcon_without_alibi_takes_eager_attention():
     animal = animal_of("falcon", "rope halves")
     model = inject_attention_sinks(animal.build("eager"), S, W)

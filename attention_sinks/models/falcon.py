@@ -49,13 +49,19 @@ def _refuses(config: PreTrainedConfig) -> str | None:
             "with alibi=True and attn_implementation='eager' adds its bias twice in Transformers itself; use "
             "attn_implementation='sdpa'."
         )
-    if config.alibi and "flash" in (config._attn_implementation or ""):
-        return "with alibi=True does not work with flash attention; use attn_implementation='sdpa'."
+    if "flash" in (config._attn_implementation or ""):  # another class, with its own way through the cache
+        return f"does not stream with {config._attn_implementation}; use attn_implementation='sdpa'."
     return None
 
 
 ARCHITECTURE = Architecture(
-    "FalconAttention", _positions, forward=_attention, hands_on=False, takes_mask=False, refuses=_refuses
+    "FalconAttention",
+    _positions,
+    forward=_attention,
+    hands_on=False,
+    takes_mask=False,
+    refuses=_refuses,
+    notes="`alibi=True`: ALiBi, sdpa only",
 )
 
 

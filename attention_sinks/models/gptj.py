@@ -34,8 +34,14 @@ def table_limit(config: PreTrainedConfig) -> Limit:
     return Limit(length, f"its table of positions ends at config.max_position_embeddings={length}")
 
 
+def _refuses(config: PreTrainedConfig) -> str | None:
+    if "flash" in (config._attn_implementation or ""):  # another class, with its own way through the cache
+        return f"does not stream with {config._attn_implementation}; use attn_implementation='eager'."
+    return None
+
+
 ARCHITECTURE = Architecture(
-    "GPTJAttention", RopeTable(turned_width), forward=_attention, hands_on=False, limit=table_limit
+    "GPTJAttention", RopeTable(turned_width), forward=_attention, hands_on=False, limit=table_limit, refuses=_refuses
 )
 
 

@@ -42,7 +42,13 @@ def _refuses(config: PreTrainedConfig) -> str | None:
 
 
 ARCHITECTURE = Architecture(
-    "MptAttention", LinearBias(_alibi), forward=_attention, hands_on=False, limit=_limit, refuses=_refuses
+    "MptAttention",
+    LinearBias(_alibi),
+    forward=_attention,
+    hands_on=False,
+    limit=_limit,
+    refuses=_refuses,
+    notes="its config may turn the cache off: pass `use_cache=True` to `generate`",
 )
 
 

@@ -1,0 +1,107 @@
+"""The table of supported architectures as Markdown, for the installed Transformers.
+
+`python -m attention_sinks.support_table` prints it; with the path of a README it is also put between the markers there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
+
+from .architecture import Architecture, LinearBias, NoPositions, Rope, RopeTable
+from .architectures import ARCHITECTURES
+from .positions import NEIGHBOURS
+from .versions import transformers_release
+
+RELEASE = "For Transformers {}.{}, each type as its config is by default."
+BEGIN, END = "<!-- begin of the support table -->", "<!-- end of the support table -->"
+HEADINGS = ("`config.model_type`", "positions", "attention implementations", "notes")
+FLAGS = {
+    "eager": None,
+    "sdpa": "_supports_sdpa",
+    "flash_attention_2": "_supports_flash_attn",
+    "flex_attention": "_supports_flex_attn",
+}
+"""Attention implementations, and the flag by which a model class of Transformers says that it has them."""
+
+
+def support_table() -> str:
+    """One row for all model types whose facts are the same, those with the most types first."""
+    types = defaultdict(list)
+    for model_type in sorted(ARCHITECTURES):
+        if model_type in CONFIG_MAPPING:  # older Transformers have fewer
+            types[_facts(model_type)].append(f"`{model_type}`")
+    rows = sorted(types.items(), key=lambda row: (-len(row[1]), row[1]))
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *((", ".join(names), *facts) for facts, names in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def updated(readme: str) -> str:
+    """`readme` with the table between its markers.
+
+    Raises
+    ------
+    ValueError
+        When it has not both markers, in their order.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"readme must have the lines {BEGIN!r} and {END!r}; put them where the table belongs.")
+    return "\n".join([before + BEGIN, support_table(), "", RELEASE.format(*transformers_release()), END + after])
+
+
+def _facts(model_type: str) -> tuple[str, str, str]:
+    """Positions, attention implementations and notes; those that a config decides by its default."""
+    architecture, config = ARCHITECTURES[model_type], CONFIG_MAPPING[model_type]()
+    decoder = config.get_text_config(decoder=True)
+    notes = [*filter(None, [architecture.notes]), *_notes(architecture, decoder)]
+    return _positions(architecture, decoder), ", ".join(_implementations(architecture, config)), "; ".join(notes)
+
+
+def _positions(architecture: Architecture, config: PreTrainedConfig) -> str:
+    scheme = architecture.scheme(config)
+    if not isinstance(scheme, Rope):
+        return {RopeTable: "rotary (neighbours)", LinearBias: "ALiBi", NoPositions: "none"}[type(scheme)]
+    turns = [scheme.turns(config, index) for index in range(config.num_hidden_layers)]
+    pairing = "neighbours" if scheme.pairing is NEIGHBOURS else "halves"
+    return f"rotary ({pairing})" + ("" if all(turns) else ", in some layers none")
+
+
+def _implementations(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
+    kind = type(config)
+    model_class = (MODEL_FOR_CAUSAL_LM_MAPPING if kind in MODEL_FOR_CAUSAL_LM_MAPPING else MODEL_MAPPING)[kind]
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
+    found = []
+    for name, flag in FLAGS.items():
+        config._attn_implementation = name
+        if (flag is None or getattr(model_class, flag)) and not architecture.refuses(config):
+            found.append(name)
+    return found
+
+
+def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
+    """What follows from the facts."""
+    kinds = architecture.kinds(config)
+    attending = [kind for kind in kinds if kind.attends]
+    notes = {
+        "latent attention": architecture.rotated == "values",
+        "where all layers slide natively, sinks and window stay within that": all(kind.window for kind in attending),
+        "sliding layers keep their own window": any(kind.window for kind in attending)
+        and not all(kind.window for kind in attending),
+        "chunked layers keep their chunks": any(kind.chunk for kind in kinds),
+        "linear layers keep their own states": any(kind.states for kind in kinds),
+        "some layers share keys": any(kind.attends and not kind.stores for kind in kinds),
+        "S + W + 1 within its table of positions": architecture.limit(config) is not None,
+        "no gradient checkpointing": not architecture.hands_on,
+    }
+    return [note for note, holds in notes.items() if holds]
+
+
+if __name__ == "__main__":
+    print(support_table())
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(updated(path.read_text()))
