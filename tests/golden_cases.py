@@ -5,13 +5,17 @@ Each folder holds a tiny model (`config.json`, `model.safetensors`), what the or
 """
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+from attention_sinks import inject_attention_sinks
 
 FOLDER = Path(__file__).parent / "golden"
 ARCHITECTURES = sorted(folder.name for folder in FOLDER.iterdir())
@@ -79,3 +83,19 @@ def cases(*kinds, architecture="llama"):
 def golden_model(architecture="llama", implementation="sdpa"):
     """The recorded model in today's Transformers. Shared: copy it before changing it."""
     return AutoModelForCausalLM.from_pretrained(FOLDER / architecture, attn_implementation=implementation).eval()
+
+
+def every_subject(*kinds, when=lambda case: True):
+    """Parametrise by each recording of these kinds and each attention implementation its model has."""
+    found = [(case, how) for name, how in SUBJECTS for case in cases(*kinds, architecture=name) if when(case)]
+    return pytest.mark.parametrize("case, implementation", found, ids=str)
+
+
+def fits(case):
+    return case.fits_the_cache
+
+
+def streaming(case, implementation, prefill="streaming"):
+    """The recorded model with attention sinks of the recorded sizes."""
+    model = deepcopy(golden_model(case.architecture, implementation))
+    return inject_attention_sinks(model, case.sinks, case.window, prefill)

@@ -1,29 +1,10 @@
 """The library, and the reference of the conformance checks, against the original package's recordings."""
 
-from copy import deepcopy
-
 import pytest
-import torch
 
-from attention_sinks import inject_attention_sinks
-from golden_cases import ARCHITECTURES, SUBJECTS, cases, golden_model
+from golden_cases import ARCHITECTURES, SUBJECTS, cases, every_subject, fits, golden_model, streaming
 from helpers import TEETH, assert_close, cut, largest_difference, stream
 from replay import replay_logits
-
-
-def every_subject(*kinds, when=lambda case: True):
-    """Parametrise by each recording of these kinds and each attention implementation its model has."""
-    found = [(case, how) for name, how in SUBJECTS for case in cases(*kinds, architecture=name) if when(case)]
-    return pytest.mark.parametrize("case, implementation", found, ids=str)
-
-
-def fits(case):
-    return case.fits_the_cache
-
-
-def streaming(case, implementation, prefill="streaming"):
-    model = deepcopy(golden_model(case.architecture, implementation))
-    return inject_attention_sinks(model, case.sinks, case.window, prefill)
 
 
 def test_every_recording_is_used():
@@ -49,22 +30,6 @@ def test_dense_prefill_in_the_recorded_calls(case, implementation):
 def test_long_calls_differ_in_the_default_mode(case, implementation):
     logits, _ = stream(streaming(case, implementation), case.ids, case.calls)
     assert largest_difference(logits[0], case.logits) > TEETH
-
-
-def generated(case, implementation, prefill):
-    model = streaming(case, implementation, prefill)
-    # MPT's config turns the cache off; the recordings were made with one.
-    return model.generate(case.ids, max_new_tokens=case.new_tokens, do_sample=False, use_cache=True)[0]
-
-
-@every_subject("generate")
-def test_generate_with_dense_prefill_continues_as_recorded(case, implementation):
-    assert torch.equal(generated(case, implementation, "dense"), case.sequence)
-
-
-@every_subject("generate", when=fits)
-def test_generate_from_a_short_prompt_continues_as_recorded(case, implementation):
-    assert torch.equal(generated(case, implementation, "streaming"), case.sequence)
 
 
 @every_subject("stream", "prompt", when=fits)
