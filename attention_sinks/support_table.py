@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPP
 
 from .architecture import Architecture, LinearBias, NoPositions, Rope, RopeTable
 from .architectures import ARCHITECTURES
+from .models.btlm.streaming_btlm import StoredSlopes
 from .positions import NEIGHBOURS
 from .versions import transformers_release
 
@@ -65,7 +66,8 @@ def _facts(model_type: str) -> tuple[str, str, str]:
 def _positions(architecture: Architecture, config: PreTrainedConfig) -> str:
     scheme = architecture.scheme(config)
     if not isinstance(scheme, Rope):
-        return {RopeTable: "rotary (neighbours)", LinearBias: "ALiBi", NoPositions: "none"}[type(scheme)]
+        names = {RopeTable: "rotary (neighbours)", LinearBias: "ALiBi", StoredSlopes: "ALiBi", NoPositions: "none"}
+        return names[type(scheme)]
     turns = [scheme.turns(config, index) for index in range(config.num_hidden_layers)]
     pairing = "neighbours" if scheme.pairing is NEIGHBOURS else "halves"
     return f"rotary ({pairing})" + ("" if all(turns) else ", in some layers none")
@@ -75,23 +77,26 @@ def _implementations(architecture: Architecture, config: PreTrainedConfig) -> li
     kind = type(config)
     model_class = (MODEL_FOR_CAUSAL_LM_MAPPING if kind in MODEL_FOR_CAUSAL_LM_MAPPING else MODEL_MAPPING)[kind]
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class
-    found = []
-    for name, flag in FLAGS.items():
-        config._attn_implementation = name
-        if (flag is None or getattr(model_class, flag)) and not architecture.refuses(config):
-            found.append(name)
-    return found
+    has = [name for name, flag in FLAGS.items() if flag is None or getattr(model_class, flag)]
+    return [name for name in has if _streams_with(architecture, config, name)]
+
+
+def _streams_with(architecture: Architecture, config: PreTrainedConfig, implementation: str) -> bool:
+    try:
+        config._attn_implementation = implementation
+    except ValueError:  # some configs know better than the flag of their class
+        return False
+    return not architecture.refuses(config)
 
 
 def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
     """What follows from the facts."""
     kinds = architecture.kinds(config)
-    attending = [kind for kind in kinds if kind.attends]
+    sliding = {bool(kind.window) for kind in kinds if kind.attends}
     notes = {
         "latent attention": architecture.rotated == "values",
-        "where all layers slide natively, sinks and window stay within that": all(kind.window for kind in attending),
-        "sliding layers keep their own window": any(kind.window for kind in attending)
-        and not all(kind.window for kind in attending),
+        "where all layers slide natively, sinks and window stay within that": sliding == {True},
+        "sliding layers keep their own window": sliding == {True, False},
         "chunked layers keep their chunks": any(kind.chunk for kind in kinds),
         "linear layers keep their own states": any(kind.states for kind in kinds),
         "some layers share keys": any(kind.attends and not kind.stores for kind in kinds),
