@@ -69,7 +69,7 @@ def _positions(architecture: Architecture, config: PreTrainedConfig) -> str:
         names = {RopeTable: "rotary (neighbours)", LinearBias: "ALiBi", StoredSlopes: "ALiBi", NoPositions: "none"}
         return names[type(scheme)]
     turns = [scheme.turns(config, index) for index in range(config.num_hidden_layers)]
-    pairing = "neighbours" if scheme.pairing is NEIGHBOURS else "halves"
+    pairing = "neighbours" if scheme.pairing.spread is NEIGHBOURS.spread else "halves"
     return f"rotary ({pairing})" + ("" if all(turns) else ", in some layers none")
 
 
