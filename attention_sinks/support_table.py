@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
 from .architecture import Architecture, LinearBias, NoPositions, Rope, RopeTable
-from .architectures import ARCHITECTURES
+from .architectures import ARCHITECTURES, WRAPPERS
 from .models.btlm.streaming_btlm import StoredSlopes
 from .positions import NEIGHBOURS
 from .versions import transformers_release
@@ -37,7 +37,9 @@ def support_table() -> str:
             types[_facts(model_type)].append(f"`{model_type}`")
     rows = sorted(types.items(), key=lambda row: (-len(row[1]), row[1]))
     lines = [HEADINGS, ("---",) * len(HEADINGS), *((", ".join(names), *facts) for facts, names in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    wrappers = ", ".join(f"`{model_type}`" for model_type in sorted(WRAPPERS) if model_type in CONFIG_MAPPING)
+    also = f"Models for more than text stream by the decoder inside: {wrappers}."
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", also])
 
 
 def updated(readme: str) -> str:
