@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from .call import CALL_ARGUMENT, LayerCall
-from .layer import take
+from .columns import take
 from .step import BlockStep, QueryBlock, TokenStep
 from .token_step import slot_order
 from .view import LayerView
@@ -175,7 +175,7 @@ def _block_biases(call: LayerCall, block: QueryBlock, key_heads: int, key_bias) 
         return block.sink_bias, block.bias
     step: BlockStep = call.step
     place = step.cache_position[:, block.queries]
-    evicted = step.position[:, block.queries] - place
+    evicted = step.query_position[:, block.queries] - place
     sinks = torch.arange(block.sink_bias.shape[-1], device=place.device).expand(*place.shape, -1)
     band = step.tokens[:, None, block.keys] - evicted[..., None]
     on_sinks, on_band = (call.alibi.bias(place, keys).unflatten(1, (key_heads, -1)) for keys in (sinks, band))

@@ -25,9 +25,12 @@ def block_step(rows: Rows, counts: list[int], columns: int, reach: Reach, block_
     delta = model_position - cache_position
     where = _Layout(t, count, columns, has_past, reach)
     return BlockStep(
+        position=t,
+        count=count,
+        idle=None if min(counts) else count[:, 0] == 0,
         model_position=model_position,
         delta=delta if reach.sink_size and bool(delta.any()) else None,
-        position=query,
+        query_position=query,
         cache_position=cache_position,
         tokens=where.tokens,
         past=reach.slot_of(_window(t, reach).clamp(min=0)) if has_past else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import weakref
 from collections import defaultdict
 
@@ -14,9 +16,10 @@ from .call import Call
 from .injection import Injection, injection_of
 from .layer import SinkLayer
 from .positions import Rotary
-from .rows import Rows, Streams
+from .rows import Rows
 from .settings import SinkSettings
 from .states_layer import EmptyLayer, SinkAndStatesLayer, StatesLayer
+from .streams import Streams
 
 
 class AttentionSinkKVCache(Cache):
@@ -63,7 +66,8 @@ class AttentionSinkKVCache(Cache):
         )
         self.settings = injection.fit(settings)
         injection.warn_beyond_training(self.settings)
-        self.streams = Streams()
+        reaches = injection.reaches(self.settings)
+        self.streams = Streams(min(reach.visible_size for reach in reaches if reach is not None))
         self._model = weakref.ref(injection.model)
         super().__init__(layers=_layers(injection, self.settings, self.streams))
 
@@ -81,8 +85,17 @@ class AttentionSinkKVCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all stored tensors; constant from the first call on."""
-        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors)
+        """Bytes of all stored tensors; constant from the first call on, but for the undo log while recording."""
+        stored = (tensor for layer in self.layers for tensor in layer.tensors)
+        return sum(tensor.nbytes for tensors in (stored, self._undo_tensors) for tensor in tensors)
+
+    @property
+    def _undo_tensors(self) -> list[torch.Tensor]:
+        return [tensor for layer in self._sink_layers for tensor in layer.log.tensors]
+
+    @property
+    def _sink_layers(self) -> list[SinkLayer]:
+        return [layer for layer in self.layers if isinstance(layer, SinkLayer)]
 
     @property
     def is_initialized(self) -> bool:
@@ -139,16 +152,87 @@ class AttentionSinkKVCache(Cache):
         if self.streams.rows is None:
             return
         indices = torch.arange(len(self.streams.seen), device=indices.device)[indices]
-        self.streams.rows = self.streams.rows.select(indices.tolist())
+        self.streams.select(indices.tolist())
         for layer in self.layers:
             layer.batch_select_indices(indices)
 
+    # ---- taking back
+
+    def activate_past_recording(self) -> None:
+        """From now on keep what leaves the window, so that `crop` can take more than one token back from a full row.
+
+        What is kept grows by the tokens fed between two crops, to those of 1,024 columns at most.
+        """
+        self._check_own_layers("activate_past_recording()")
+        for layer in self._sink_layers:
+            layer.activate_past_recording()
+
+    def deactivate_past_recording(self) -> None:
+        """Stop what `activate_past_recording` began and let go of what was kept for it."""
+        for layer in self._sink_layers:
+            layer.record_past = False
+            layer.log.clear()
+        if self.streams.rows is not None:
+            self.streams.forget()
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether what leaves the window is kept for `crop`."""
+        return all(layer.record_past for layer in self._sink_layers)
+
     def crop(self, tokens_to_remove: int) -> None:
-        """Not available: what a full ring has overwritten cannot be brought back."""
-        raise NotImplementedError(
-            f"crop({tokens_to_remove}) is not supported by {type(self).__name__}: tokens that left the window are "
-            "gone. Use copy.deepcopy(cache) before the tokens you may want to take back."
-        )
+        """Take the last input columns back: the streams are as if they had never been fed.
+
+        One column can be taken back once after every call, and any number while no row has more than S+W+1 tokens.
+        More of a full row needs `activate_past_recording()` before they are fed, and then at most 1,024.
+
+        Parameters
+        ----------
+        tokens_to_remove : int
+            -n takes n columns back, padding included, as Transformers counts them. 0 takes nothing back and lets go of
+            what was recorded: what has been fed until now stays.
+
+        Raises
+        ------
+        ValueError
+            For a positive number, or for more columns than can be taken back; the cache is then as it was.
+        """
+        columns = -operator.index(tokens_to_remove)
+        if columns < 0:
+            raise ValueError(
+                f"crop({-columns}) is not supported: pass a negative number, crop({columns}) takes {-columns} back."
+            )
+        self._check_own_layers(f"crop({-columns})")
+        if columns == 0:
+            for layer in self._sink_layers:
+                layer.log.clear()
+            if self.streams.rows is not None:
+                self.streams.forget()
+            return
+        if columns > self.streams.returnable:
+            raise ValueError(
+                f"crop(-{columns}) asks for more than is kept: {self.streams.returnable} of the columns fed can be "
+                "taken back now. Call activate_past_recording() before feeding what you may want to take back, or make "
+                "a copy.deepcopy(cache) first."
+            )
+        before, trail = self.streams.rows, self.streams.trail
+        after = before.back(trail.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
+        positions = injection_of(self._model()).positions(self.settings)
+        with torch.no_grad():
+            for layer, position in zip(self.layers, positions, strict=True):
+                if isinstance(layer, SinkLayer):
+                    layer.take_back(before, after, position)
+        self.streams.back(after, columns)
+
+    def _check_own_layers(self, action: str) -> None:
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, StatesLayer):
+                raise NotImplementedError(
+                    f"{action} is not supported: layer {index} keeps a {type(layer).__name__}, whose state cannot be "
+                    "taken back or stored; use copy.deepcopy(cache) instead."
+                )
+
+    # ---- the steps of a call
 
     def rebase(self, shift: tuple[int, ...], positions: tuple[Position, ...]) -> None:
         """Turn every recent key back by what its row's base moves; takes effect with `commit`."""
@@ -173,21 +257,40 @@ class AttentionSinkKVCache(Cache):
             for layer, sinks in zip(layers, turned.chunk(len(layers), dim=1), strict=True):
                 layer.turned(sinks)
 
-    def commit(self, rows: Rows, columns: int) -> None:
-        """A call of `columns` columns is done and leaves the streams at `rows`: keep what its layers hold."""
+    def commit(self, rows: Rows, columns: int, real: torch.Tensor | None = None) -> None:
+        """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `rows`."""
         with torch.no_grad():
             for layer in self.layers:
                 layer.commit()
-        self.streams.rows, self.streams.columns = rows, self.streams.columns + columns
+        self.streams.advance(rows, columns, real, self.is_recording)
 
-    def discard(self) -> None:
-        """A call broke off: the streams are as they were before it."""
-        for layer in self.layers:
-            layer.discard()
+    def discard(self, columns: int) -> None:
+        """A call of `columns` columns broke off: the streams are as they were before it."""
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.discard()
+        if columns == 1 and not self.is_recording and self.streams.rows is not None:
+            self.streams.lose_evicted()
 
     def serves(self, model: nn.Module) -> bool:
         """Whether this cache was made for `model` (the base model itself)."""
         return self._model() is model
+
+    def __deepcopy__(self, memo: dict) -> AttentionSinkKVCache:
+        """A fork: both go on from here, each its own way. Copied along with its model it serves the model's copy."""
+        fork = memo[id(self)] = type(self).__new__(type(self))
+        for name, value in self.__dict__.items():
+            fork.__dict__[name] = value if name == "_model" else copy.deepcopy(value, memo)
+        model = self._model()
+        if id(model) in memo:
+            fork._model = weakref.ref(memo[id(model)])
+        return fork
+
+    def __reduce__(self):
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled: it belongs to a model. Use cache.save(path) and "
+            f"{type(self).__name__}.load(path, model), or copy.deepcopy(cache)."
+        )
 
 
 def _layers(injection: Injection, settings: SinkSettings, streams: Streams) -> list:

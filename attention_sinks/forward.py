@@ -34,10 +34,11 @@ def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = 
             rows, output = _run(inputs, previous, piece, rows)
             outputs.append(output)
         if inputs.keep_cache:
-            inputs.cache.commit(rows, inputs.columns)
-    finally:
+            inputs.cache.commit(rows, inputs.columns, inputs.tokens)
+    except BaseException:
         if inputs.cache is not None:
-            inputs.cache.discard()
+            inputs.cache.discard(inputs.columns)
+        raise
     output = inputs.restore_order(_joined(outputs))
     output["past_key_values"] = inputs.cache if inputs.keep_cache else None
     return output if inputs.return_dict else output.to_tuple()

@@ -51,6 +51,11 @@ class Inputs:
         rows = self.cache.streams.rows if self.cache is not None else None
         return Rows.empty(self.batch_size) if rows is None else rows
 
+    @property
+    def tokens(self) -> torch.Tensor | None:
+        """[batch, columns] bool on the CPU: the tokens where the caller had them; None: all columns."""
+        return self.real if self.order is None else self.real.gather(1, self.order.argsort(dim=1).to("cpu"))
+
     def pieces(self, size: int) -> list[slice]:
         """The columns of the call, cut into pieces of `size` where that changes nothing."""
         size = size if self.cuttable else self.columns

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from .call import LayerCall
+from .columns import take
 from .positions import Rotary
-from .rows import Streams
+from .rollback import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
+from .rows import Rows
 from .step import BlockStep, Reach, TokenStep
+from .streams import Streams
 
 
 class SinkLayer(CacheLayerMixin):
@@ -25,11 +30,14 @@ class SinkLayer(CacheLayerMixin):
     pending : tuple of torch.Tensor or None
         During a call of several tokens: what the three will hold once the call is done. A call that breaks off leaves
         the buffers as they were.
+    log : UndoLog
+        While `record_past` is on: what has left the ring, for `take_back`.
     """
 
     is_compileable = False
-    is_croppable = False
+    is_croppable = True
     is_sliding = False
+    record_past = False
     sinks: torch.Tensor | None = None
     pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
@@ -37,6 +45,7 @@ class SinkLayer(CacheLayerMixin):
         """`rotated`: whether positions are in the "keys", in the "values" (latent attention) or, None, in neither."""
         super().__init__()
         self.reach, self.streams, self.rotated = reach, streams, rotated
+        self.log = UndoLog()
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         slots, sinks = self.reach.visible_size, self.reach.sink_size
@@ -58,19 +67,30 @@ class SinkLayer(CacheLayerMixin):
 
     def _update_token(self, key: torch.Tensor, value: torch.Tensor, step: TokenStep):
         """Write one slot in place and return the buffers themselves; the sinks have been turned before."""
+        if self.record_past:
+            with torch.inference_mode(False):
+                self.log.add(evicted_by_token(self.keys, self.values, step, self.reach))
         _write(self.keys, key, step)
         _write(self.values, value, step)
         return self.keys[:, :, : step.used], self.values[:, :, : step.used]
 
     def _update_block(self, key: torch.Tensor, value: torch.Tensor, step: BlockStep):
         """Lay out past and new; what the next call needs waits until the whole call is done."""
+        before = self.pending or self.buffers
         if step.past is not None:
             key, value = (
                 torch.cat([*past, new], dim=2) for past, new in zip(self._past(step), (key, value), strict=True)
             )
         with torch.no_grad():
             keys, values = take(key, step.kept), take(value, step.kept)
-            self.pending = keys, values, self._sinks_of(keys, values)
+            after = keys, values, self._sinks_of(keys, values)
+            if step.idle is not None and step.past is not None:
+                idle = step.idle[:, None, None, None]
+                after = tuple(torch.where(idle, old, new) for old, new in zip(before, after, strict=True))
+            self.pending = after
+            if self.record_past:
+                with torch.inference_mode(False):
+                    self.log.add(evicted_by_block(before[:2], (key, value), step, self.reach))
         return key, value
 
     def _past(self, step: BlockStep) -> list[list[torch.Tensor]]:
@@ -95,12 +115,15 @@ class SinkLayer(CacheLayerMixin):
             keys, values, sinks = self.pending or self.buffers
             states = {"keys": keys, "values": values}
             first, ring = states[self.rotated].split([self.reach.sink_size, self.reach.window_size + 1], dim=2)
-            ring = rotary.pairing.rotate(ring, rotary.tables(-shift.to(ring.device)))
-            states[self.rotated] = torch.cat([first, ring], dim=2)
+            states[self.rotated] = torch.cat([first, _turned(ring, rotary, -shift.to(ring.device))], dim=2)
             self.pending = states["keys"], states["values"], sinks
 
     def commit(self) -> None:
         """Write what waits into the buffers."""
+        if self.record_past:
+            self.log.commit()
+        elif self.log:
+            self.log.clear()
         if self.pending is not None:
             if not self.is_initialized:
                 self.lazy_initialization(*self.pending[:2])
@@ -111,7 +134,42 @@ class SinkLayer(CacheLayerMixin):
 
     def discard(self) -> None:
         """Forget what waits; the buffers are as they were before the call."""
+        if self.pending is None:  # a single step writes in place
+            for evicted in self.log.new:
+                self._put_back(evicted)
+        self.log.new.clear()
         self.pending = None
+
+    def activate_past_recording(self) -> None:
+        """From now on keep what leaves the ring."""
+        self.record_past = True
+
+    def take_back(self, before: Rows, after: Rows, rotary: Rotary | None) -> None:
+        """Take the streams from `before` back to `after`, where they stood some columns ago."""
+        if not self.is_initialized:
+            return
+        seen, base = (torch.tensor(counter, device=self.keys.device)[:, None] for counter in (after.seen, after.base))
+        turned, sinks = getattr(self, self.rotated or "keys"), self.reach.sink_size
+        if self.rotated and before.base != after.base:
+            ring = turned[:, :, sinks:]
+            ring.copy_(_turned(ring, rotary, torch.tensor(before.base, device=ring.device)[:, None] - base))
+        for evicted in self.log.take_back(seen - self.reach.window_size - 1):
+            evicted = replace(evicted, positions=evicted.positions.masked_fill(evicted.positions >= seen, NOWHERE))
+            shift = evicted.base - base
+            if self.rotated and bool(shift.any()):
+                moved = _turned(getattr(evicted, self.rotated), rotary, shift)
+                evicted = replace(evicted, **{self.rotated: moved})
+            self._put_back(evicted)
+        if self.rotated:
+            turned[:, :, :sinks] = self.sinks
+
+    def _put_back(self, evicted: Evicted) -> None:
+        """Write evicted tokens into their slots."""
+        positions = evicted.positions.expand(evicted.keys.shape[0], -1)
+        row, column = (positions >= 0).nonzero(as_tuple=True)
+        slot = self.reach.slot_of(positions[row, column])
+        self.keys[row, :, slot] = evicted.keys[row, :, column]
+        self.values[row, :, slot] = evicted.values[row, :, column]
 
     @property
     def buffers(self) -> tuple[torch.Tensor, ...]:
@@ -134,6 +192,7 @@ class SinkLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.keys = self.values = self.sinks = self.pending = None
+        self.log.clear()
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -145,13 +204,12 @@ class SinkLayer(CacheLayerMixin):
                 self.keys, self.values, self.sinks = (
                     tensor.index_select(0, indices.to(tensor.device)) for tensor in self.buffers
                 )
+                self.log.select(indices.to(self.keys.device))
 
 
-def take(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`states` [batch, heads, n, d] at the columns `index` [R, m] of its third dimension."""
-    if index.shape[0] == 1:
-        return states.index_select(2, index[0])
-    return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+def _turned(states: torch.Tensor, rotary: Rotary, shift: torch.Tensor) -> torch.Tensor:
+    """`states` [batch, heads, n, head_dim] turned by `shift` [R, 1]."""
+    return rotary.pairing.rotate(states, rotary.tables(shift))
 
 
 def _write(buffer: torch.Tensor, new: torch.Tensor, step: TokenStep) -> None:

@@ -35,6 +35,11 @@ class Rows:
         """The rows at `indices`, in that order, with repetitions."""
         return Rows(tuple(self.seen[i] for i in indices), tuple(self.base[i] for i in indices))
 
+    def back(self, counts: tuple[int, ...], room: int) -> Rows:
+        """The rows before each fed its last `counts[row]` tokens; bases stay as low as `shift_for` leaves them."""
+        seen = tuple(t - n for t, n in zip(self.seen, counts, strict=True))
+        return Rows(seen, tuple(min(b, max(0, t - room)) for t, b in zip(seen, self.base, strict=True)))
+
     def shift_for(self, new_tokens: int, room: int) -> tuple[int, ...]:
         """By how much each base has to move before a call of `new_tokens`; all zero when there is room.
 
@@ -49,26 +54,3 @@ class Rows:
 
     def rebase(self, shift: tuple[int, ...]) -> Rows:
         return replace(self, base=tuple(b + s for b, s in zip(self.base, shift, strict=True)))
-
-
-@dataclass
-class Streams:
-    """The counters of one cache, shared by its layers.
-
-    Attributes
-    ----------
-    rows : Rows or None
-        None until the first call fixes the batch size.
-    columns : int
-        Input columns seen, padding included.
-    """
-
-    rows: Rows | None = None
-    columns: int = 0
-
-    @property
-    def seen(self) -> tuple[int, ...]:
-        return self.rows.seen if self.rows else ()
-
-    def clear(self) -> None:
-        self.rows, self.columns = None, 0

@@ -6,8 +6,8 @@ import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 from .layer import SinkLayer
-from .rows import Streams
 from .step import Reach
+from .streams import Streams
 
 
 class StatesLayer(LinearAttentionLayer):
@@ -115,6 +115,7 @@ class SinkAndStatesLayer(SinkLayer, StatesLayer):
 class EmptyLayer:
     """A layer without a cache of its own: it has no attention, or reads the keys and values of an earlier one."""
 
+    is_croppable = True
     tensors: tuple[torch.Tensor, ...] = ()
 
     def commit(self) -> None: ...

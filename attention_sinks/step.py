@@ -87,11 +87,17 @@ class QueryBlock:
 class BlockStep:
     """Several new tokens per row, padding on the left: attend over cached and new keys, then keep the last."""
 
+    position: torch.Tensor
+    """[R, 1], the stream position t of each row's first new token."""
+    count: torch.Tensor
+    """[R, 1], how many new tokens each row has."""
+    idle: torch.Tensor | None
+    """[R] bool, rows without a new token, which keep their stream as it is; None: no row."""
     model_position: torch.Tensor
     """[R, n], what the rotary module is given."""
     delta: torch.Tensor | None
     """[R, n], how far sinks are from where each query must see them; None when nowhere."""
-    position: torch.Tensor
+    query_position: torch.Tensor
     """[R, n], stream positions of the queries."""
     cache_position: torch.Tensor
     """[R, n], each query's place within the cache."""

@@ -91,9 +91,13 @@ class Animal:
         return randomise(model)
 
 
+def settable(config, name):
+    return hasattr(config, name) and not isinstance(getattr(type(config), name, None), property)
+
+
 def tiny_config(model_type, changes):
     default = AutoConfig.for_model(model_type)
-    parts = {name: value for name, value in PARTS.items() if hasattr(default, name)}
+    parts = {name: value for name, value in PARTS.items() if settable(default, name)}
     latent = LATENT if hasattr(default, "qk_rope_head_dim") else {}
     return AutoConfig.for_model(model_type, **{**SIZES, **parts, **latent, **changes})
 

@@ -1,0 +1,94 @@
+"""How far the streams of a batch can go back: which of the last columns were tokens, and what their rows still hold."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+
+import torch
+
+from .rows import Rows
+
+RECORDED_COLUMNS = 1024
+"""While a cache records, what the last so many columns pushed out of it can be brought back; older columns cannot."""
+
+
+@dataclass(frozen=True)
+class Trail:
+    """What is known of the last columns fed. Immutable: a call makes the next one.
+
+    Attributes
+    ----------
+    room : int
+        Tokens a row may have before any layer loses one (the smallest S+W+1).
+    length : int
+        How many columns are remembered, never more than `RECORDED_COLUMNS + room`.
+    tokens : tuple of int
+        One set of bits per row: bit i says whether the i-th newest column was a token of the row.
+    floor : tuple of int
+        The lowest stream position each row can return to.
+    """
+
+    room: int
+    length: int
+    tokens: tuple[int, ...]
+    floor: tuple[int, ...]
+
+    @classmethod
+    def empty(cls, batch_size: int, room: int) -> Trail:
+        return cls(room, 0, (0,) * batch_size, (0,) * batch_size)
+
+    def advance(self, before: Rows, after: Rows, columns: int, real: torch.Tensor | None, recording: bool) -> Trail:
+        """After a call of `columns` columns, of which `real` [batch, columns] bool are tokens (None: all)."""
+        memory = RECORDED_COLUMNS + self.room
+        new = _bits(real, columns, memory, len(self.tokens))
+        remembered = (1 << memory) - 1
+        tokens = tuple((old << columns | bits) & remembered for old, bits in zip(self.tokens, new, strict=True))
+        trail = replace(self, length=min(self.length + columns, memory), tokens=tokens)
+        recorded = trail.count(RECORDED_COLUMNS) if recording else ()
+        floor = list(self.floor)
+        for row, (t_before, t) in enumerate(zip(before.seen, after.seen, strict=True)):
+            if t > self.room and recording:
+                floor[row] = max(floor[row], t - 1 - recorded[row])
+            elif t > max(self.room, t_before):  # the slot of the token just evicted still holds it
+                floor[row] = t - 1
+        return replace(trail, floor=tuple(floor))
+
+    def count(self, columns: int) -> tuple[int, ...]:
+        """Tokens of each row among the last `columns` columns."""
+        newest = (1 << columns) - 1
+        return tuple((bits & newest).bit_count() for bits in self.tokens)
+
+    def available(self, rows: Rows) -> int:
+        """How many columns can be taken back at most."""
+        held = [t - floor for t, floor in zip(rows.seen, self.floor, strict=True)]
+
+        def too_far(columns: int) -> bool:
+            return any(count > most for count, most in zip(self.count(columns), held, strict=True))
+
+        return bisect_left(range(self.length + 1), True, key=too_far) - 1
+
+    def back(self, rows: Rows, columns: int) -> Trail:
+        """After `columns` columns have been taken back, which leaves the streams at `rows`."""
+        floor = tuple(0 if t < self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
+        return Trail(self.room, self.length - columns, tuple(bits >> columns for bits in self.tokens), floor)
+
+    def without_evicted(self, rows: Rows) -> Trail:
+        """When the slots of the tokens evicted last have been written over by a call that broke off."""
+        floor = tuple(max(low, t) if t >= self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
+        return replace(self, floor=floor)
+
+    def without_log(self, rows: Rows) -> Trail:
+        """When nothing but the cache itself is kept, no recording: a full row can return by one token."""
+        floor = tuple(max(low, t - 1) if t > self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
+        return replace(self, floor=floor)
+
+    def select(self, indices: list[int]) -> Trail:
+        return replace(self, tokens=tuple(self.tokens[i] for i in indices), floor=tuple(self.floor[i] for i in indices))
+
+
+def _bits(real: torch.Tensor | None, columns: int, memory: int, batch_size: int) -> tuple[int, ...]:
+    """The newest `memory` columns of each row as bits, the newest column lowest."""
+    if real is None:
+        return ((1 << min(columns, memory)) - 1,) * batch_size
+    return tuple(int("".join("01"[token] for token in row), 2) for row in real[:, -memory:].tolist())
