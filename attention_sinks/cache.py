@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import os
 import weakref
 from collections import defaultdict
 
@@ -18,8 +19,11 @@ from .layer import SinkLayer
 from .positions import Rotary
 from .rows import Rows
 from .settings import SinkSettings
+from .snapshot import restore_snapshot, settings_of, take_snapshot
 from .states_layer import EmptyLayer, SinkAndStatesLayer, StatesLayer
+from .storage import read_file, write_file
 from .streams import Streams
+from .trail import COMMITTED_COLUMNS
 
 
 class AttentionSinkKVCache(Cache):
@@ -172,8 +176,7 @@ class AttentionSinkKVCache(Cache):
         for layer in self._sink_layers:
             layer.record_past = False
             layer.log.clear()
-        if self.streams.rows is not None:
-            self.streams.forget()
+        self.streams.forget(0)
 
     @property
     def is_recording(self) -> bool:
@@ -190,7 +193,7 @@ class AttentionSinkKVCache(Cache):
         ----------
         tokens_to_remove : int
             -n takes n columns back, padding included, as Transformers counts them. 0 takes nothing back and lets go of
-            what was recorded: what has been fed until now stays.
+            what was recorded, but for the last 64 columns.
 
         Raises
         ------
@@ -204,11 +207,7 @@ class AttentionSinkKVCache(Cache):
             )
         self._check_own_layers(f"crop({-columns})")
         if columns == 0:
-            for layer in self._sink_layers:
-                layer.log.clear()
-            if self.streams.rows is not None:
-                self.streams.forget()
-            return
+            return self._forget()
         if columns > self.streams.returnable:
             raise ValueError(
                 f"crop(-{columns}) asks for more than is kept: {self.streams.returnable} of the columns fed can be "
@@ -217,12 +216,19 @@ class AttentionSinkKVCache(Cache):
             )
         before, trail = self.streams.rows, self.streams.trail
         after = before.back(trail.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
-        positions = injection_of(self._model()).positions(self.settings)
+        positions = injection_of(self._owner()).positions(self.settings)
         with torch.no_grad():
             for layer, position in zip(self.layers, positions, strict=True):
                 if isinstance(layer, SinkLayer):
                     layer.take_back(before, after, position)
         self.streams.back(after, columns)
+
+    def _forget(self) -> None:
+        """Keep what happened: nobody will ask for more than the last columns back."""
+        if self.is_recording:
+            for layer in self._sink_layers:
+                layer.log.trim(COMMITTED_COLUMNS)
+            self.streams.forget(COMMITTED_COLUMNS)
 
     def _check_own_layers(self, action: str) -> None:
         for index, layer in enumerate(self.layers):
@@ -231,6 +237,45 @@ class AttentionSinkKVCache(Cache):
                     f"{action} is not supported: layer {index} keeps a {type(layer).__name__}, whose state cannot be "
                     "taken back or stored; use copy.deepcopy(cache) instead."
                 )
+
+    # ---- saving
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the cache to one safetensors file, so that `load` goes on bit for bit where it stands.
+
+        The file holds keys, values, counters and S and W. It replaces what is at `path` once it is complete. What was
+        recorded for `crop` is not saved; the one token that can always be taken back is.
+        """
+        self._check_own_layers("save")
+        write_file(path, *take_snapshot(self, self._owner()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, model: nn.Module) -> AttentionSinkKVCache:
+        """The cache saved to `path`, for `model`: the one it was made for, or the same checkpoint loaded anew.
+
+        A model is known by facts of its config (type, sizes, rotary parameters) and samples of all its weights, their
+        dtype included. S and W are those of the saved cache.
+
+        Raises
+        ------
+        OSError
+            When there is no such file.
+        ValueError
+            When the file is truncated, altered or something else, or its cache is of another model or prefill mode.
+        """
+        tensors, state = read_file(path)
+        try:
+            cache = cls(model, *settings_of(state, model))
+            restore_snapshot(cache, tensors, state)
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from error
+        return cache
+
+    def _owner(self) -> nn.Module:
+        model = self._model()
+        if model is None:
+            raise ValueError("the model this cache was made for is gone; keep the model as long as its caches.")
+        return model
 
     # ---- the steps of a call
 
@@ -269,7 +314,7 @@ class AttentionSinkKVCache(Cache):
         with torch.no_grad():
             for layer in self.layers:
                 layer.discard()
-        if columns == 1 and not self.is_recording and self.streams.rows is not None:
+        if columns == 1 and not self.is_recording:
             self.streams.lose_evicted()
 
     def serves(self, model: nn.Module) -> bool:

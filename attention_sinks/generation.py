@@ -8,57 +8,39 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, StoppingCriteriaList
-from transformers.generation import GenerationConfig, GenerationMode
+from transformers import PreTrainedModel
+from transformers.generation import GenerationConfig, GenerationMode, MaxLengthCriteria
 
 from .cache import AttentionSinkKVCache
+from .finished import FinishedRows, RecordingUntilDone, WatchedCriteria
 from .masks import check_position_ids, real_columns
 
 FINISHED = "_attention_sink_finished_rows"
-"""Under this name a `FinishedRows` travels with the configuration and the arguments of one `generate` call."""
+"""Under this name a `FinishedRows` travels with the arguments of one `generate` call."""
 
-
-class FinishedRows:
-    """Which rows of one `generate` call have met a stopping criterion.
-
-    Transformers goes on feeding a finished row until all rows are done; those columns are not part of its stream.
-    """
-
-    def __init__(self) -> None:
-        self.rows: torch.Tensor | None = None
-
-    def record(self, done: torch.Tensor) -> None:
-        self.rows = done.bool() if self.rows is None else self.rows | done.bool()
-
-    def mask(self, columns: int) -> torch.Tensor | None:
-        """[batch, columns] int64, zeros in the rows that have finished; None while none has."""
-        if self.rows is None or not bool(self.rows.any()):
-            return None
-        return (~self.rows).long()[:, None].expand(-1, columns)
-
-
-class WatchedCriteria(StoppingCriteriaList):
-    """Stopping criteria that also tell a `FinishedRows`."""
-
-    def __init__(self, criteria: StoppingCriteriaList, finished: FinishedRows) -> None:
-        super().__init__(criteria)
-        self.finished = finished
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        done = super().__call__(input_ids, scores, **kwargs)
-        self.finished.record(done)
-        return done
+WATCHER = "_attention_sink_watcher"
+"""Under this name who must know of finished rows waits on the configuration of one call for its criteria."""
 
 
 def prepare_cache(
-    model: PreTrainedModel, generation_config: GenerationConfig, model_kwargs: dict, generation_mode, *args, **kwargs
+    model: PreTrainedModel,
+    generation_config: GenerationConfig,
+    model_kwargs: dict,
+    generation_mode: GenerationMode,
+    batch_size: int,
+    *args: Any,
 ) -> None:
     """Make the sink cache, drop the position ids that would grow with the stream, watch rows that finish."""
-    _refuse_unsupported(generation_config, generation_mode)
-    if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+    given = model_kwargs.get("past_key_values")
+    rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
+    _check(generation_config, given, model_kwargs.get("attention_mask"), rows)
+    if given is None and generation_config.use_cache is not False:
         model_kwargs["past_key_values"] = AttentionSinkKVCache(model)
-    type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, generation_mode, *args, **kwargs)
-    if not isinstance(model_kwargs.get("past_key_values"), AttentionSinkKVCache):
+    type(model)._prepare_cache_for_generation(
+        model, generation_config, model_kwargs, generation_mode, batch_size, *args
+    )
+    cache = model_kwargs.get("past_key_values")
+    if not isinstance(cache, AttentionSinkKVCache):
         return
     if (position_ids := model_kwargs.pop("position_ids", None)) is not None:
         rows, columns = position_ids.shape
@@ -67,7 +49,12 @@ def prepare_cache(
         check_position_ids(position_ids, real, rows, columns, None)
     if generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         model_kwargs[FINISHED] = FinishedRows()
-        setattr(generation_config, FINISHED, model_kwargs[FINISHED])
+        setattr(generation_config, WATCHER, model_kwargs[FINISHED])
+    if generation_config.is_assistant:
+        cache.activate_past_recording()  # it is drafted with over several calls, and rolled back between them
+    elif generation_mode == GenerationMode.ASSISTED_GENERATION and not cache.is_recording:
+        cache.activate_past_recording()
+        setattr(generation_config, WATCHER, RecordingUntilDone(cache))
 
 
 def prepare_mask(
@@ -77,7 +64,7 @@ def prepare_mask(
     mask = type(model)._prepare_attention_mask_for_generation(model, inputs_tensor, generation_config, model_kwargs)
     cache = model_kwargs.get("past_key_values")
     past = cache.get_seq_length() if isinstance(cache, AttentionSinkKVCache) else 0
-    if not past:
+    if not past or generation_config.is_assistant:  # a draft model is given the full history
         return mask
     if mask.shape[1] > past:
         raise ValueError(
@@ -112,10 +99,13 @@ def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *
 
 
 def stopping_criteria(model: PreTrainedModel, generation_config: GenerationConfig, *args: Any, **kwargs: Any):
-    """The criteria of the call, watched when rows may finish one by one."""
+    """The criteria of the call, watched where somebody must know; the trained length is no reason for a warning."""
     criteria = type(model)._get_stopping_criteria(model, generation_config, *args, **kwargs)
-    finished = getattr(generation_config, FINISHED, None)
-    return criteria if finished is None else WatchedCriteria(criteria, finished)
+    for criterion in criteria:
+        if isinstance(criterion, MaxLengthCriteria):
+            criterion.max_position_embeddings = None
+    watcher = generation_config.__dict__.pop(WATCHER, None)
+    return criteria if watcher is None else WatchedCriteria(criteria, watcher)
 
 
 def refuse_continuous_batching(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
@@ -126,16 +116,26 @@ def refuse_continuous_batching(model: PreTrainedModel, *args: Any, **kwargs: Any
     )
 
 
-def _refuse_unsupported(generation_config: GenerationConfig, generation_mode: GenerationMode) -> None:
+def _check(generation_config: GenerationConfig, cache: Any, mask: torch.Tensor | None, rows: int) -> None:
+    """Refuse what cannot work, before anything is fed."""
     if generation_config.cache_implementation is not None:
         raise ValueError(
             f"cache_implementation={generation_config.cache_implementation!r} cannot be used with attention sinks; "
             "leave it out, or remove_attention_sinks(model) first."
         )
-    if generation_mode == GenerationMode.ASSISTED_GENERATION or getattr(generation_config, "is_assistant", False):
-        raise NotImplementedError(
-            "assisted decoding (assistant_model, prompt_lookup_num_tokens) rolls the cache back, which a full window "
-            "does not allow yet; leave the assistant out."
+    if cache is not None and generation_config.use_cache is False:
+        raise ValueError("use_cache=False with past_key_values: generate would feed the stream twice; leave one out.")
+    if isinstance(cache, AttentionSinkKVCache) and cache.batch_size not in (-1, rows):
+        raise ValueError(
+            f"past_key_values holds {cache.batch_size} rows, but generate feeds {rows} (prompts times num_beams="
+            f"{generation_config.num_beams} or num_return_sequences={generation_config.num_return_sequences}); use "
+            "cache.batch_repeat_interleave(n) or a cache of its own for every call."
+        )
+    if mask is not None and mask.dim() == 2 and not bool(mask[:, -1].all()):
+        padded = (mask[:, -1] == 0).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"attention_mask ends with padding in rows {padded}: what follows a prompt must follow its last token; "
+            "pad on the left (tokenizer.padding_side = 'left'), and give every row at least one token."
         )
 
 

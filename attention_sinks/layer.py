@@ -181,6 +181,13 @@ class SinkLayer(CacheLayerMixin):
         """Everything this layer stores."""
         return self.buffers
 
+    def restore(self, tensors: list[torch.Tensor]) -> None:
+        """Hold copies of `tensors`, which a layer like this one stored."""
+        with torch.inference_mode(False):
+            self.keys, self.values, self.sink_keys = (tensor.clone() for tensor in tensors)
+        self.dtype, self.device = self.keys.dtype, self.keys.device
+        self.is_initialized = True
+
     def get_seq_length(self) -> int:
         return self.streams.columns
 

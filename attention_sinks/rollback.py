@@ -109,7 +109,11 @@ class UndoLog:
             self.past.append(evicted)
             self._columns += evicted.columns
         self.new.clear()
-        while self.past and self._columns - self.past[0].columns >= RECORDED_COLUMNS:
+        self.trim(RECORDED_COLUMNS)
+
+    def trim(self, columns: int) -> None:
+        """Let go of calls all of whose tokens were evicted before the last `columns` columns."""
+        while self.past and self._columns - self.past[0].columns >= columns:
             self._columns -= self.past.pop(0).columns
 
     def clear(self) -> None:

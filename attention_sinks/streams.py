@@ -52,13 +52,15 @@ class Streams:
         """The last `columns` columns have been taken back, which leaves the streams at `rows`."""
         self.rows, self.columns, self.trail = rows, self.columns - columns, self.trail.back(rows, columns)
 
-    def forget(self) -> None:
-        """Nothing is recorded any more."""
-        self.trail = self.trail.without_log(self.rows)
+    def forget(self, columns: int) -> None:
+        """Of what was recorded no more than the last `columns` columns is kept."""
+        if self.rows is not None:
+            self.trail = self.trail.with_log_of(columns, self.rows)
 
     def lose_evicted(self) -> None:
         """A call that broke off has written over the tokens evicted last."""
-        self.trail = self.trail.without_evicted(self.rows)
+        if self.rows is not None:
+            self.trail = self.trail.without_evicted(self.rows)
 
     def select(self, indices: list[int]) -> None:
         if self.rows is not None:

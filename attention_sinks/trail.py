@@ -12,6 +12,9 @@ from .rows import Rows
 RECORDED_COLUMNS = 1024
 """While a cache records, what the last so many columns pushed out of it can be brought back; older columns cannot."""
 
+COMMITTED_COLUMNS = 64
+"""The same after `crop(0)`. A draft model with another tokenizer reaches some tokens behind what it has committed."""
+
 
 @dataclass(frozen=True)
 class Trail:
@@ -45,14 +48,13 @@ class Trail:
         remembered = (1 << memory) - 1
         tokens = tuple((old << columns | bits) & remembered for old, bits in zip(self.tokens, new, strict=True))
         trail = replace(self, length=min(self.length + columns, memory), tokens=tokens)
-        recorded = trail.count(RECORDED_COLUMNS) if recording else ()
-        floor = list(self.floor)
-        for row, (t_before, t) in enumerate(zip(before.seen, after.seen, strict=True)):
-            if t > self.room and recording:
-                floor[row] = max(floor[row], t - 1 - recorded[row])
-            elif t > max(self.room, t_before):  # the slot of the token just evicted still holds it
-                floor[row] = t - 1
-        return replace(trail, floor=tuple(floor))
+        if recording:
+            return trail.with_log_of(RECORDED_COLUMNS, after)
+        floor = tuple(
+            t - 1 if t > max(self.room, t_before) else low  # the slot of the token just evicted still holds it
+            for t_before, t, low in zip(before.seen, after.seen, self.floor, strict=True)
+        )
+        return replace(trail, floor=floor)
 
     def count(self, columns: int) -> tuple[int, ...]:
         """Tokens of each row among the last `columns` columns."""
@@ -78,9 +80,12 @@ class Trail:
         floor = tuple(max(low, t) if t >= self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
         return replace(self, floor=floor)
 
-    def without_log(self, rows: Rows) -> Trail:
-        """When nothing but the cache itself is kept, no recording: a full row can return by one token."""
-        floor = tuple(max(low, t - 1) if t > self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
+    def with_log_of(self, columns: int, rows: Rows) -> Trail:
+        """When only what the last `columns` columns pushed out is kept; by one a full row can go back without it."""
+        floor = tuple(
+            max(low, t - 1 - count) if t > self.room else low
+            for t, low, count in zip(rows.seen, self.floor, self.count(columns), strict=True)
+        )
         return replace(self, floor=floor)
 
     def select(self, indices: list[int]) -> Trail:

@@ -1,0 +1,78 @@
+"""What tells whose cache a file holds: facts of a model's config and samples of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+FACTS = (
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "layer_types",
+    "sliding_window",
+    "rope_parameters",
+)
+SAMPLES = 64
+"""Numbers looked at per weight, spread evenly: training or another checkpoint changes every one of them."""
+
+
+def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+    """Facts and samples of the base model `model`, as JSON can hold them; equal for the same checkpoint loaded anew.
+
+    Adapters that are not merged count as weights. Weights that are not in memory (offloaded to disk) are left out.
+    """
+    facts = {name: _plain(getattr(model.config, name)) for name in FACTS if hasattr(model.config, name)}
+    parts: dict[str, Any] = {}
+    unknown = set()
+    for name, weight in model.named_parameters():
+        part = ".".join(name.split(".")[:2])
+        sample = _sample(weight)
+        if sample is None:
+            unknown.add(part)
+        else:
+            parts.setdefault(part, hashlib.sha256()).update(name.encode() + sample)
+    weights = {part: digest.hexdigest()[:16] for part, digest in parts.items() if part not in unknown}
+    return {"config": facts, "weights": weights}
+
+
+def difference(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
+    """What tells two fingerprints apart, in words; None when nothing does."""
+    for name in sorted({*saved["config"], *own["config"]}):
+        theirs, ours = saved["config"].get(name), own["config"].get(name)
+        if theirs != ours:
+            return f"its config has {name}={theirs!r}, this model {ours!r}"
+    for part in sorted({*saved["weights"]} & {*own["weights"]}):
+        if saved["weights"][part] != own["weights"][part]:
+            return f"its weights differ from this model's in {part}"
+    return None
+
+
+def _sample(weight: torch.Tensor) -> bytes | None:
+    """Type, shape and some numbers of a weight; None when it cannot be looked into."""
+    if weight.is_meta:
+        return None
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    try:
+        flat = local.detach().reshape(-1)
+        numbers = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].to("cpu").contiguous().view(torch.uint8).numpy()
+    except (RuntimeError, NotImplementedError):  # some quantised tensors know no such operations
+        return None
+    return f"{weight.dtype} {tuple(weight.shape)}".encode() + numbers.tobytes()
+
+
+def _plain(value: Any) -> Any:
+    """`value` as it comes back from JSON."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)

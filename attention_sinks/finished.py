@@ -1,0 +1,55 @@
+"""Noticing when the rows of a `generate` call are done: what a stopping criterion says, passed on to who must know."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList
+
+from .cache import AttentionSinkKVCache
+
+
+class FinishedRows:
+    """Which rows of one `generate` call have met a stopping criterion.
+
+    Transformers goes on feeding a finished row until all rows are done; those columns are not part of its stream.
+    """
+
+    def __init__(self) -> None:
+        self.rows: torch.Tensor | None = None
+
+    def record(self, done: torch.Tensor) -> None:
+        self.rows = done.bool() if self.rows is None else self.rows | done.bool()
+
+    def mask(self, columns: int) -> torch.Tensor | None:
+        """[batch, columns] int64, zeros in the rows that have finished; None while none has."""
+        if self.rows is None or not bool(self.rows.any()):
+            return None
+        return (~self.rows).long()[:, None].expand(-1, columns)
+
+
+class RecordingUntilDone:
+    """Assisted decoding makes a cache record and never stops it: this does, once all rows are done."""
+
+    def __init__(self, cache: AttentionSinkKVCache) -> None:
+        self._cache = weakref.ref(cache)
+
+    def record(self, done: torch.Tensor) -> None:
+        cache = self._cache()
+        if cache is not None and bool(done.all()):
+            cache.deactivate_past_recording()
+
+
+class WatchedCriteria(StoppingCriteriaList):
+    """Stopping criteria that also tell a watcher."""
+
+    def __init__(self, criteria: StoppingCriteriaList, watcher: FinishedRows | RecordingUntilDone) -> None:
+        super().__init__(criteria)
+        self.watcher = watcher
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.watcher.record(done)
+        return done
