@@ -31,6 +31,7 @@ def prepare_cache(
     *args: Any,
 ) -> None:
     """Make the sink cache, drop the position ids that would grow with the stream, watch rows that finish."""
+    _check_prompt_learning(model)
     given = model_kwargs.get("past_key_values")
     rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
     _check(generation_config, given, model_kwargs.get("attention_mask"), rows)
@@ -72,7 +73,10 @@ def prepare_mask(
             f"open whether these are new tokens or the full history; pass a mask of {past + mask.shape[1]} columns for "
             f"new tokens or of {mask.shape[1]} columns for the full history."
         )
-    seen = cache.tokens_seen.to(mask.device)[:, None]
+    repeats = max(1, cache.batch_size // mask.shape[0])  # rows made ready for beams
+    seen = cache.tokens_seen.to(mask.device)[::repeats, None]
+    if len(seen) != len(mask):
+        return mask  # refused as soon as it is known how many rows generate feeds
     before = torch.arange(past, device=mask.device) >= past - seen
     return torch.cat([before.to(mask.dtype), mask], dim=1)
 
@@ -81,6 +85,11 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
     """The inputs of the next call; columns of finished rows are marked as not part of their streams."""
     finished: FinishedRows | None = kwargs.pop(FINISHED, None)
     length = kwargs.get("next_sequence_length")
+    if length == 0 and input_ids.shape[1]:
+        raise ValueError(
+            f"input_ids holds as many columns ({input_ids.shape[1]}) as past_key_values has seen, and so does "
+            "attention_mask: pass at least one new token, or new tokens with a mask of all columns or without one."
+        )
     if length is not None and length <= 0:  # ids no longer than the cache: all of them are new
         kwargs["next_sequence_length"] = None
     inputs = type(model).prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
@@ -136,6 +145,24 @@ def _check(generation_config: GenerationConfig, cache: Any, mask: torch.Tensor |
         raise ValueError(
             f"attention_mask ends with padding in rows {padded}: what follows a prompt must follow its last token; "
             "pad on the left (tokenizer.padding_side = 'left'), and give every row at least one token."
+        )
+
+
+def _check_prompt_learning(model: PreTrainedModel) -> None:
+    """PEFT's prompt learning puts methods of its own before ours while it generates."""
+    method = model.prepare_inputs_for_generation
+    wrapper = getattr(method, "__self__", None)
+    if (peft_config := getattr(wrapper, "active_peft_config", None)) is not None:
+        if "PREFIX" in str(peft_config.peft_type) or "CARTRIDGE" in str(peft_config.peft_type):
+            raise NotImplementedError(
+                f"peft_type={peft_config.peft_type} brings keys and values in a cache of its own and cannot stream; "
+                "use another kind of adapter (LoRA, prompt tuning), or remove_attention_sinks(model) first."
+            )
+        method = wrapper.base_model_prepare_inputs_for_generation
+    if getattr(method, "func", None) is not prepare_inputs:
+        raise NotImplementedError(
+            "prepare_inputs_for_generation of the model has been replaced since attention sinks were injected (PEFT's "
+            "prompt learning does so): call inject_attention_sinks(model) before get_peft_model."
         )
 
 

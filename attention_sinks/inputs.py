@@ -189,7 +189,8 @@ def _check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
     if not isinstance(cache, AttentionSinkKVCache):
         raise TypeError(
             f"past_key_values is a {type(cache).__name__}, but a model with attention sinks streams through an "
-            "AttentionSinkKVCache; make one with AttentionSinkKVCache(model) or leave it out."
+            "AttentionSinkKVCache; make one with AttentionSinkKVCache(model) or leave it out (PEFT's prefix tuning "
+            "brings its own and cannot stream)."
         )
     if not cache.serves(injection.model):
         raise ValueError(
