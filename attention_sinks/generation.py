@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.generation import GenerationConfig, GenerationMode, MaxLengthCriteria
+from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
 from .cache import AttentionSinkKVCache
 from .finished import FinishedRows, RecordingUntilDone, WatchedCriteria
+from .injection import injection_of
 from .masks import check_position_ids, real_columns
 
 FINISHED = "_attention_sink_finished_rows"
@@ -48,7 +49,8 @@ def prepare_cache(
         mask = model_kwargs.get("attention_mask")
         real = real_columns(mask, rows, columns, None) if mask is not None and mask.shape[1] == columns else None
         check_position_ids(position_ids, real, rows, columns, None)
-    if generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+    rows_may_end = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+    if rows_may_end and not injection_of(model).has_states:  # states take in what follows the end of a row
         model_kwargs[FINISHED] = FinishedRows()
         setattr(generation_config, WATCHER, model_kwargs[FINISHED])
     if generation_config.is_assistant:
@@ -93,6 +95,10 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
     if length is not None and length <= 0:  # ids no longer than the cache: all of them are new
         kwargs["next_sequence_length"] = None
     inputs = type(model).prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, AttentionSinkKVCache) and inputs.get("past_key_values") is not cache:
+        # Phi-3 drops its cache where plain Transformers would change frequencies; ours never do.
+        inputs = GenerationMixin.prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
     if finished is not None and inputs.get("input_ids") is not None:
         mask = finished.mask(inputs["input_ids"].shape[1])
         if mask is not None:

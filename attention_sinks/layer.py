@@ -184,7 +184,7 @@ class SinkLayer(CacheLayerMixin):
     def restore(self, tensors: list[torch.Tensor]) -> None:
         """Hold copies of `tensors`, which a layer like this one stored."""
         with torch.inference_mode(False):
-            self.keys, self.values, self.sink_keys = (tensor.clone() for tensor in tensors)
+            self.keys, self.values, self.sinks = (tensor.clone() for tensor in tensors)
         self.dtype, self.device = self.keys.dtype, self.keys.device
         self.is_initialized = True
 

@@ -74,7 +74,7 @@ def restore_snapshot(cache: AttentionSinkKVCache, tensors: dict[str, torch.Tenso
     reaches = [_reach_of(layer) for layer in cache.layers]
     if reaches != state["layers"]:
         raise ValueError(
-            f"holds a cache whose layers see {state['layers']} (sinks, window, dense, chunked), this model's see {reaches}; "
+            f"holds a cache whose layers see {state['layers']} (S, W, dense, chunked), this model's see {reaches}; "
             "use the model it was saved with."
         )
     if state["rows"] is None:
