@@ -1,4 +1,4 @@
-"""The demos, run as a user runs them, on a tiny random model; and what a turn feeds to the stream."""
+"""The demos, run as a user runs them, on a tiny random model."""
 
 import json
 import subprocess
@@ -6,49 +6,26 @@ import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig
 
 from helpers import tiny_llama
+from toy_tokenizers import word_tokenizer
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
-CHATML = (
-    "{% for m in messages %}<start> {{ m['role'] }} {{ m['content'] }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}<start> assistant {% endif %}"
-)
-COUNTS_TURNS = "{{ messages | length }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
-
-
-def word_tokenizer(template):
-    words = ["<unk>", "<end>", "<start>", "user", "assistant", *(f"w{i}" for i in range(59))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>")
-    fast.chat_template = template
-    return fast
 
 
 @pytest.fixture
 def folder(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "tiny")
-    word_tokenizer(CHATML).save_pretrained(tmp_path / "tiny")
+    word_tokenizer().save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
-@pytest.fixture
-def streaming(monkeypatch):
-    monkeypatch.syspath_prepend(DEMO)
-    import streaming
-
-    return streaming
-
-
-def run(script, *arguments):
-    done = subprocess.run(
-        [sys.executable, DEMO / script, *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(script, *arguments, typed=None, refused=False):
+    command = [sys.executable, DEMO / script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, input=typed)
+    assert (done.returncode != 0) == refused, done.stderr
+    return done.stderr if refused else done.stdout
 
 
 @pytest.mark.parametrize("experiment", ["attention_sinks", "windowed", "transformers"])
@@ -68,19 +45,30 @@ def test_endless_generation_runs(folder, tmp_path):
     assert "60" in run("endless_generation.py", *options)
 
 
-def test_turns_add_up_to_the_template(streaming):
-    tokenizer = word_tokenizer(CHATML)
-    questions, answers = ["w1", "w2 w3", "w4"], ["w5 w6", "w7", "w8"]
-    fed, messages = "", []
-    for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        fed += streaming.turn_text(tokenizer, question, first=number == 0)
+def test_prompts_typed_in_the_terminal(folder, tmp_path):
+    options = ("--interactive", "--model_name_or_path", folder, "--device", "cpu", "--log_file", tmp_path / "log.txt")
+    printed = run("streaming.py", *options, "--window_size", 16, "--max_new_tokens", 5, typed="w1 w2\n\nw3\nexit\nw4\n")
+    assert printed.count("Assistant: ") == 2 and "turns                 2" in printed
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").count("User: w") == 2
+
+
+def test_a_model_without_chat_template_is_pointed_to_the_other_demo(folder):
+    (folder / "chat_template.jinja").unlink()
+    message = run("streaming.py", "--model_name_or_path", folder, "--device", "cpu", refused=True)
+    assert "chat template" in message and "endless_generation.py" in message and "Traceback" not in message
+
+
+def test_the_plain_chat_says_what_generate_says_of_the_whole_conversation(monkeypatch):
+    monkeypatch.syspath_prepend(DEMO)
+    import streaming
+
+    model, tokenizer = tiny_llama(), word_tokenizer()
+    settings = GenerationConfig(max_new_tokens=6, suppress_tokens=[0, 1, 2, 3, 4, 5], eos_token_id=1)
+    chat, messages = streaming.PlainChat(model, tokenizer, generation_config=settings), []
+    for question in ("w1 w2", "w3", "w4 w5"):
         messages.append({"role": "user", "content": question})
-        assert fed == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        fed += answer
-        messages.append({"role": "assistant", "content": answer})
-
-
-@pytest.mark.parametrize("template", [COUNTS_TURNS, None])
-def test_templates_that_cannot_stream_are_refused(streaming, template):
-    with pytest.raises(SystemExit, match="chat template"):
-        streaming.turn_text(word_tokenizer(template), "w1", first=True)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt").input_ids
+        expected = model.generate(ids, generation_config=settings, pad_token_id=1)[0, ids.shape[1] :]
+        messages.append({"role": "assistant", "content": "".join(chat.send(question))})
+        assert messages[-1]["content"] == tokenizer.decode(expected)
+    assert chat.cache.get_seq_length() == ids.shape[1] + 5
