@@ -34,7 +34,7 @@ class StreamingChat:
         System prompt. Default: what the chat template says when none is given.
     generation_config : GenerationConfig, optional
         How answers are chosen, greedily or by sampling, and where they end; may be changed between turns. What it
-        leaves open is as in the model's own; without `max_new_tokens` or `max_length` answers end after 1,024 tokens.
+        leaves open is as in the model's own. `max_new_tokens`, else `max_length`, else 1,024 limits every answer.
     pin_system_prompt : bool, default True
         Never forget the system prompt: all tokens before the words of the first message become sinks of this chat's
         cache, if they are more than the model's S. The window stays the model's W.
@@ -50,7 +50,7 @@ class StreamingChat:
     Raises
     ------
     ValueError
-        When the model has no attention sinks or the chat template cannot stream.
+        When the model has no head or no attention sinks, or the chat template cannot stream.
     TypeError
         When `system` is no text.
 
@@ -71,6 +71,10 @@ class StreamingChat:
         pin_system_prompt: bool = True,
         chat_template: str | None = None,
     ) -> None:
+        if not model.can_generate():
+            raise ValueError(
+                f"model={type(model).__name__} cannot generate; use a model loaded with AutoModelForCausalLM."
+            )
         self.model, self.tokenizer = model, tokenizer
         self.template = ChatTemplate(tokenizer, system, chat_template)
         self.generation_config = copy.deepcopy(generation_config or model.generation_config)

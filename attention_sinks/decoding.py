@@ -44,6 +44,7 @@ def decode(
     """
     config = _prepared(generation_config, model.generation_config, tokenizer)
     _check_mode(config)
+    _limit(config, model.generation_config, prompt_length=max(map(len, prompts)))
     device = "cpu" if model.device.type == "meta" else model.device  # weights on disk come in where the input is
     ids, mask = _left_padded(prompts, config.pad_token_id, device)
     # The criterion is made here because `generate` keeps the tokenizer from a loop that is not its own.
@@ -98,17 +99,27 @@ def _choose(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
 
 
 def _prepared(config: GenerationConfig, defaults: GenerationConfig, tokenizer: Any) -> GenerationConfig:
-    """A copy with a limit, an end and a padding token: what `generate` would guess, warn about or lack."""
+    """A copy with an end and a padding token, which `generate` would guess with a warning."""
     config = copy.deepcopy(config)
     config.update(**defaults.to_dict(), defaults_only=True)
-    if config.max_new_tokens is None and config.max_length is None:
-        config.max_new_tokens = ANSWER_LENGTH
     if config.eos_token_id is None:
         config.eos_token_id = tokenizer.eos_token_id
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id or 0  # always masked
     config.use_cache = False  # `feed` has the cache
     return config
+
+
+def _limit(config: GenerationConfig, defaults: GenerationConfig, prompt_length: int) -> None:
+    """Let `max_length` count new tokens as well: a prompt is never too long for a stream.
+
+    `generate` warns when both lengths are set, and takes from the model's own config what is not.
+    """
+    limit = config.max_new_tokens or config.max_length or ANSWER_LENGTH
+    if defaults.max_length is None:
+        config.max_new_tokens, config.max_length = limit, None
+    else:
+        config.max_new_tokens, config.max_length = defaults.max_new_tokens and limit, prompt_length + limit
 
 
 def _check_mode(config: GenerationConfig) -> None:

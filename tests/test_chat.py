@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from attention_sinks import AttentionSinkKVCache, StreamingChat, decoding, inject_attention_sinks
 from helpers import BAD, assert_same_state, assert_tokens_follow, refused, state_of, tiny_llama
 from naive import naive_logits
+from readme import run_readme
 from toy_tokenizers import (
     BOS_ONCE,
     CHATML,
@@ -181,6 +182,25 @@ def test_without_a_limit_an_answer_ends_all_the_same(monkeypatch):
     assert chat.model.generation_config.max_new_tokens is None
     say(chat, "w1")
     assert chat.cache.tokens_seen.tolist() == [len(chat.template.first_turn("w1")) + 39]
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_model", "words"),
+    [
+        ({"max_length": 6}, {}, 6),
+        ({}, {"max_length": 6}, 6),
+        ({"max_new_tokens": 4}, {"max_length": 6}, 4),
+        ({"max_new_tokens": 4}, {"max_new_tokens": 6}, 4),
+        ({"max_new_tokens": 4}, {"max_new_tokens": 6, "max_length": 9}, 4),
+    ],
+)
+def test_a_limit_counts_the_words_of_an_answer(settings, of_model, words, messages):
+    model = inject_attention_sinks(tiny_llama(), S, W)
+    model.generation_config.update(**of_model)
+    speaks = {"suppress_tokens": [*SPEAKS["suppress_tokens"], END]}
+    chat = chat_with(model=model, generation_config=GenerationConfig(**speaks, **settings))
+    assert [len(say(chat, text).split()) for text in ("w1 " * 50, "w2")] == [words, words]
+    assert not messages.texts or len(of_model) == 2
 
 
 def test_settings_may_change_between_turns():
@@ -418,6 +438,10 @@ def test_a_model_without_sinks_is_refused():
     refused(ValueError, lambda: chat_with(model=tiny_llama()), "attention sinks")
 
 
+def test_a_model_without_head_is_refused():
+    refused(ValueError, lambda: chat_with(model=inject_attention_sinks(tiny_llama().model, S, W)), "LlamaModel")
+
+
 def test_a_system_prompt_that_is_no_text_is_refused():
     refused(TypeError, lambda: chat_with(system=["w1"]), "system", "w1")
 
@@ -455,3 +479,24 @@ def test_a_cache_of_ones_own():
     for question in QUESTIONS:
         assert_right_answer(chat, fed, question)
     assert (chat.cache.settings.sink_size, chat.cache.settings.window_size) == (1, 5)
+
+
+# ---- the README
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model that takes any text and answers in five tokens."""
+    tokenizer = byte_tokenizer()
+    model = tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=2048)
+    model.generation_config.max_new_tokens = 5
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_chat_of_the_readme(folder):
+    typed = iter(["Hello!", "And then?", ""])
+    names = run_readme("StreamingChat(", folder, input=lambda prompt: next(typed))
+    fed = conversation(names["tokenizer"], ["Hello!", "And then?"], [""] * 2, system="You answer in one sentence.")
+    assert 0 < names["chat"].cache.tokens_seen.item() - len(fed) + 1 <= 10 and names["message"] == ""
