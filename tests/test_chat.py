@@ -1,14 +1,28 @@
 """`StreamingChat`: what it feeds, what it says, and how it stops."""
 
+import re
 import signal
 import threading
+from itertools import islice
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from attention_sinks import AttentionSinkKVCache, StreamingChat, decoding, inject_attention_sinks
-from helpers import BAD, assert_same_state, assert_tokens_follow, refused, state_of, tiny_llama
+from helpers import (
+    BAD,
+    assert_close,
+    assert_same_state,
+    assert_tokens_follow,
+    random_ids,
+    refused,
+    state_of,
+    stream,
+    tiny_llama,
+)
 from naive import naive_logits
 from readme import run_readme
 from toy_tokenizers import (
@@ -45,7 +59,7 @@ class Fed:
         model.register_forward_pre_hook(self.note, with_kwargs=True)
 
     def note(self, module, args, kwargs):
-        ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+        ids, mask = args[0] if args else kwargs["input_ids"], kwargs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
         self.rows = self.rows or [[] for _ in ids]
         self.calls.append(ids.shape[1])
@@ -384,6 +398,30 @@ def test_a_new_conversation_in_the_same_chat():
     say(chat, "w2")
     chat.reset()
     assert say(chat, ["w1", "w1"]) == [first, first]
+
+
+MESSAGE = st.lists(st.integers(0, 50).map("w{}".format), max_size=20).map(" ".join)
+
+
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(turns=st.lists(st.tuples(MESSAGE, MESSAGE, st.integers(0, 12)), min_size=1, max_size=5))
+def test_however_answers_are_stopped_the_streams_are_the_conversations(turns):
+    """Two conversations; every answer is left after so many pieces."""
+    model = inject_attention_sinks(tiny_llama(), S, W)
+    chat = chat_with(model=model, generation_config=GenerationConfig(eos_token_id=ENDS, **SPEAKS))
+    fed, patterns = Fed(model), ([], [])
+    for *messages, pieces in turns:
+        read = [["", ""], *islice(chat.send(messages), pieces)]
+        for words, message, pattern in zip(zip(*read, strict=True), messages, patterns if pieces else (), strict=False):
+            turn = ["<start> user", *message.split(), "<end> <start> assistant", *"".join(words).split()]
+            pattern.append(" ".join(turn) + r"( w\d+)*")
+    if fed.rows:
+        said = [row + unfed for row, unfed in zip(fed.rows, chat._unfed, strict=True)]
+        for row, turns in zip(said, patterns, strict=True):
+            assert re.fullmatch(" <end> ".join(turns), " ".join(WORDS[token] for token in row))
+        logits, _ = stream(model, random_ids(2, 3), cache=chat.cache)
+        for row, row_logits in zip(fed.rows, logits, strict=True):
+            assert_close(row_logits, naive_logits(tiny_llama(), torch.tensor(row), S, W)[-3:])
 
 
 # ---- errors
