@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
 from .cache import AttentionSinkKVCache
@@ -16,6 +18,12 @@ from .chat_template import ChatTemplate
 from .decoding import decode
 from .injection import injection_of
 from .interrupts import interrupts_held_back
+from .snapshot import restore_snapshot, settings_of, take_snapshot
+from .storage import read_file, write_file
+from .voice import Voice
+
+KIND = "StreamingChat"
+"""What a saved chat calls itself."""
 
 
 class StreamingChat:
@@ -141,11 +149,67 @@ class StreamingChat:
             )
         return list(texts)
 
+    # ---- saving
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the conversations to one safetensors file, also in the middle of an answer; `load` goes on from there.
+
+        The file holds the cache, the tokens that are not in it yet, system prompt, chat template and generation config.
+        It replaces what is at `path` once it is complete.
+        """
+        if not isinstance(self.cache, AttentionSinkKVCache):
+            raise NotImplementedError(f"a chat in a {type(self.cache).__name__} cannot be saved; use a StreamingChat.")
+        tensors, cache = take_snapshot(self.cache, injection_of(self.model).model)
+        state = {
+            "kind": KIND,
+            "cache": cache,
+            "unfed": self._unfed,
+            "system": self.template.system,
+            "chat_template": self.template.chat_template,
+            "turn": self.template.next_turn(""),
+            "generation_config": json.loads(self.generation_config.to_json_string()),
+        }
+        write_file(path, tensors, state)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, model: Any, tokenizer: Any, *, generation_config: GenerationConfig | None = None
+    ) -> StreamingChat:
+        """The chat that was saved to `path`, for the same model and tokenizer, also when loaded anew.
+
+        `generation_config` takes the place of the one that was saved.
+
+        Raises
+        ------
+        OSError
+            When there is no such file.
+        ValueError
+            When the file is truncated, altered or something else, or its chat is that of another model or tokenizer.
+        """
+        tensors, state = read_file(path)
+        if state.get("kind") != KIND:
+            raise ValueError(f"path={str(path)!r} holds a {state.get('kind')}, not a {KIND}; use load() of that class.")
+        if generation_config is None:
+            generation_config = GenerationConfig.from_dict(state["generation_config"])
+        options = {"system": state["system"], "chat_template": state["chat_template"]}
+        chat = cls(model, tokenizer, generation_config=generation_config, **options)
+        if chat.template.next_turn("") != state["turn"]:
+            raise ValueError(
+                f"path={str(path)!r} holds a chat with another tokenizer or chat template; use those it was saved with."
+            )
+        try:
+            chat.cache = AttentionSinkKVCache(model, *settings_of(state["cache"], model))
+            restore_snapshot(chat.cache, tensors, state["cache"])
+        except ValueError as error:
+            raise ValueError(f"{error} (path={str(path)!r})") from error
+        chat._unfed = state["unfed"]
+        return chat
+
     # ---- one turn
 
     def _take_turn(self, texts: list[str], alone: bool) -> Iterator[str] | Iterator[list[str]]:
         """Pieces of the answers as lists or, for a conversation `alone`, one by one."""
-        voices = [_Voice(self.tokenizer) for _ in texts]
+        voices = [Voice(self.tokenizer) for _ in texts]
         steps = decode(self.model, self.tokenizer, self._new_tokens(texts), self.generation_config, self._feed)
         while (step := self._next(steps)) is not None:
             pieces = [voice.say(token, ended) for voice, token, ended in zip(voices, *step, strict=True)]
@@ -175,23 +239,3 @@ class StreamingChat:
         before = self._unfed or [[]] * len(fed)
         self._unfed = [[] if row_fed else unfed for row_fed, unfed in zip(fed, before, strict=True)]
         return outputs.logits
-
-
-class _Voice(TextStreamer):
-    """Turns the tokens of one answer into text, held back until words are whole."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True)
-        self.text = ""
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.text += text
-
-    def say(self, token: int | None, ended: bool) -> str:
-        """The text that is ready after `token`, and all of it when the answer has `ended`."""
-        if token is not None:
-            self.put(torch.tensor([token]))
-        if ended:
-            self.end()
-        ready, self.text = self.text, ""
-        return ready
