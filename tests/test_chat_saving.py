@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from attention_sinks import AttentionSinkKVCache, StreamingChat, inject_attention_sinks
-from helpers import refused, tiny_llama
+from helpers import random_ids, refused, tiny_llama
 from readme import run_readme
 from toy_tokenizers import CHATML, DEFAULT_SYSTEM, WORDS, byte_tokenizer, word_tokenizer
 
@@ -143,3 +143,15 @@ def test_saving_and_restoring_as_the_readme_does(tmp_path, monkeypatch, capsys):
     names = run_readme("chat.save(", "unused", chat=chat, model=model, tokenizer=tokenizer, StreamingChat=StreamingChat)
     assert names["chat"] is not chat and capsys.readouterr().out
     assert names["chat"].cache.tokens_seen > chat.cache.tokens_seen
+
+
+def test_saving_and_restoring_a_cache_as_the_readme_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = new_model()
+    cache, ids = AttentionSinkKVCache(model), random_ids(1, 20)
+    model(ids, past_key_values=cache)
+    names = run_readme(
+        "cache.save(", "unused", cache=cache, model=model, ids=ids, AttentionSinkKVCache=AttentionSinkKVCache
+    )
+    assert names["cache"] is not cache
+    assert torch.equal(names["outputs"].logits, model(ids, past_key_values=cache).logits)

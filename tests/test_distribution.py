@@ -9,8 +9,9 @@ import accelerate
 import peft
 import pytest
 import torch
+from transformers import GenerationConfig
 
-from attention_sinks import AttentionSinkKVCache, AutoModelForCausalLM, inject_attention_sinks
+from attention_sinks import AttentionSinkKVCache, AutoModelForCausalLM, StreamingChat, inject_attention_sinks
 from helpers import TEETH, assert_close, largest_difference, random_ids, stream, tiny_llama
 from naive import naive_logits
 from tensor_parallel import CALLS, S, W, everything
@@ -25,6 +26,9 @@ ON_DISK = {
     "model.rotary_emb": "cpu",
     "lm_head": "disk",
 }
+
+
+SHORT = GenerationConfig(max_new_tokens=20)
 
 
 def assert_same_results(actual, expected):
@@ -117,5 +121,12 @@ def test_streams_of_two_adapters_take_turns():
         name: naive_logits(with_adapters(tiny_llama(), name).merge_and_unload(), ids[0], S, W) for name in caches
     }
     for name in caches:
+        model.set_adapter(name)
+        alone = inject_attention_sinks(with_adapters(tiny_llama(), name).merge_and_unload(), S, W)
+        said = [
+            "".join(StreamingChat(each, word_tokenizer(), generation_config=SHORT).send("w1 w2"))
+            for each in (model, alone)
+        ]
+        assert said[0] == said[1]
         assert_close(torch.cat(logits[name], dim=1)[0], expected[name])
     assert largest_difference(expected["one"], expected["other"]) > TEETH

@@ -45,6 +45,23 @@ def test_answers_follow_from_the_conversation_as_the_template_writes_it(model, t
     assert "Madrid" in answers[-1]
 
 
+def test_a_pinned_system_prompt_is_remembered_and_another_one_forgotten(model, tokenizer):
+    inject_attention_sinks(model, 4, 90)
+    system = "You are Captain Redbeard, a pirate. You always say who you are."
+    questions = [
+        "Write two sentences about bread.",
+        "What is a prime number?",
+        "What colour is the sky?",
+        "Who are you?",
+    ]
+    config = GenerationConfig(max_new_tokens=30, repetition_penalty=1.1)
+    last = {}
+    for pinned in (True, False):
+        chat = StreamingChat(model, tokenizer, system=system, pin_system_prompt=pinned, generation_config=config)
+        last[pinned] = ["".join(chat.send(question)) for question in questions][-1]
+    assert "Redbeard" in last[True] and "Redbeard" not in last[False]
+
+
 def test_conversations_side_by_side_are_what_each_is_alone(model, tokenizer):
     turns = [QUESTIONS[:2], QUESTIONS[2:]]
     together = StreamingChat(model, tokenizer, generation_config=SHORT)
@@ -54,9 +71,13 @@ def test_conversations_side_by_side_are_what_each_is_alone(model, tokenizer):
         assert ["".join(alone.send(turn[row])) for turn in turns] == [answers[row] for answers in said]
 
 
-def test_the_chat_of_the_readme(monkeypatch, capsys, tmp_path):
+def test_the_chat_of_the_readme_and_its_restoring(monkeypatch, capsys, tmp_path):
     typed = iter(["What is the capital of France?", "And of Italy?", ""])
     monkeypatch.chdir(tmp_path)
-    run_readme("StreamingChat(", FOLDER, input=lambda prompt: next(typed))
+    names = run_readme("StreamingChat(", FOLDER, input=lambda prompt: next(typed))
     printed = capsys.readouterr().out
     assert "Paris" in printed and "Rome" in printed
+    before = names["chat"]
+    after = run_readme("chat.save(", FOLDER, **names)["chat"]
+    assert after is not before and "".join(before.send("Where were we?")) == capsys.readouterr().out
+    assert "".join(before.send("And of Spain?")) == "".join(after.send("And of Spain?"))
