@@ -73,8 +73,13 @@ def random_tokens(model: nn.Module, length: int) -> torch.Tensor:
 
 def fill(model: nn.Module, length: int):
     """Read `length` random tokens and return the cache."""
+    return fill_with(model, random_tokens(model, length))
+
+
+def fill_with(model: nn.Module, ids: torch.Tensor):
+    """Read `ids` [batch, tokens] and return the cache."""
     cache = None
-    for chunk in random_tokens(model, length).split(FILL_CALL, dim=1):
+    for chunk in ids.split(FILL_CALL, dim=1):
         cache = model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
     return cache
 
