@@ -22,6 +22,7 @@ from .legacy import qwen
 from .models import bloom, btlm, codegen, doge, falcon, gpt_neox_japanese, gptj, hunyuan_v1, llama4_text, minimax, mpt
 from .positions import (
     HALVES_BACKWARDS,
+    HALVES_BY_PAIR,
     NEIGHBOURS,
     NEIGHBOURS_FROM_HALVES,
     TRAILING_COMPLEX,
@@ -55,7 +56,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "diffllama": Architecture("DiffLlamaAttention"),
     "doge": doge.ARCHITECTURE,
     "dots1": Architecture("Dots1Attention"),
-    "emu3": Architecture("Emu3Attention"),
+    "emu3_text_model": Architecture("Emu3Attention"),
     "ernie4_5": Architecture("Ernie4_5Attention", Rope(NEIGHBOURS_FROM_HALVES)),
     "ernie4_5_moe": Architecture("Ernie4_5_MoeAttention", Rope(NEIGHBOURS_FROM_HALVES)),
     "exaone4": Architecture("Exaone4Attention", Rope(turns=sliding_layers_if_any)),
@@ -75,7 +76,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4_moe": Architecture("Glm4MoeAttention"),
     "gpt_neox": Architecture("GPTNeoXAttention"),
     "gpt_neox_japanese": gpt_neox_japanese.ARCHITECTURE,
-    "gpt_oss": Architecture("GptOssAttention"),
+    "gpt_oss": Architecture("GptOssAttention", Rope(HALVES_BY_PAIR)),
     "gptj": gptj.ARCHITECTURE,
     "granite": Architecture("GraniteAttention"),
     "granite_swa": Architecture("GraniteSWAAttention"),
@@ -158,6 +159,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 WRAPPERS = {
+    "emu3": "emu3_text_model",
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",

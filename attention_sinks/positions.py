@@ -79,6 +79,14 @@ NEIGHBOURS_FROM_HALVES = replace(NEIGHBOURS, embed=_embed_halves)
 """Pairs (2i, 2i + 1), by attention that is handed tables for halves and orders them itself, as in GLM."""
 
 
+def _embed_pairs(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tables:
+    return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+
+
+HALVES_BY_PAIR = replace(HALVES, embed=_embed_pairs)
+"""Halves, by attention that is handed one angle per pair, as in gpt-oss."""
+
+
 def _embed_complex(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
     return torch.polar(torch.full_like(angles, scaling), angles).to(torch.complex64)
 

@@ -91,14 +91,10 @@ class Animal:
         return randomise(model)
 
 
-def settable(config, name):
-    return hasattr(config, name) and not isinstance(getattr(type(config), name, None), property)
-
-
 def tiny_config(model_type, changes):
-    default = AutoConfig.for_model(model_type)
-    parts = {name: value for name, value in PARTS.items() if settable(default, name)}
-    latent = LATENT if hasattr(default, "qk_rope_head_dim") else {}
+    known = AutoConfig.for_model(model_type).to_dict()
+    parts = {name: value for name, value in PARTS.items() if name in known}
+    latent = LATENT if "qk_rope_head_dim" in known else {}
     return AutoConfig.for_model(model_type, **{**SIZES, **parts, **latent, **changes})
 
 
@@ -185,6 +181,7 @@ SIGLIP = {
     },
     "mm_tokens_per_image": 1,
 }
+WIDE_FULL = {"1": {"head_dim": 32}, "3": {"head_dim": 32}}
 NO_TOWERS = {"vision_config": None, "audio_config": None}
 LLAMA4 = {
     "num_hidden_layers": 3,
@@ -217,7 +214,8 @@ ROWS = [
     row("diffllama", implementations=EAGER),
     row("doge", "query-key norm"),
     row("dots1", "experts", "query-key norm"),
-    row("emu3"),
+    row("emu3_text_model", pad_token_id=0, bos_token_id=0, eos_token_id=1),
+    row("emu3", text="emu3_text_model", pad_token_id=0, bos_token_id=0, eos_token_id=1),
     row("ernie4_5", "rope neighbours"),
     row("ernie4_5_moe", "rope neighbours", "experts"),
     row("falcon", "rope halves", "parallel residual", new_decoder_architecture=True, num_kv_heads=2),
@@ -292,7 +290,13 @@ ROWS = [
     row("afmoe", "no positions", "experts", "query-key norm", **SLIDING),
     row("cohere2", "rope neighbours", "no positions", "sliding_attention", "full_attention", **SLIDING),
     row("cohere2_moe", "rope neighbours", "no positions", "experts", **SLIDING),
-    row("cohere_compass_text", "no positions", "sliding_attention", **SLIDING),
+    row(
+        "cohere_compass_text",
+        "no positions",
+        "sliding_attention",
+        rope_parameters={"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": None},
+        **SLIDING,
+    ),
     row("cwm", "sliding_attention", "full_attention", bos_token_id=0, eos_token_id=1, pad_token_id=0, **SLIDING),
     row("exaone4", "no positions", "sliding_attention", **SLIDING),
     row("exaone_moe", "no positions", "sliding_attention", "experts", **SLIDING),
@@ -300,8 +304,8 @@ ROWS = [
     row("gemma2", "softcap", "sliding_attention", implementations=EAGER, **SLIDING),
     row("gemma3_text", "two thetas", "query-key norm", "sliding_attention", **SLIDING),
     row("gemma3n_text", "two thetas", "shared keys", **SHARED),
-    row("gemma4_text", "shared keys", **SHARED),
-    row("gemma4_unified_text", "sliding_attention", **SLIDING),
+    row("gemma4_text", "shared keys", per_layer_config=WIDE_FULL, **SHARED),
+    row("gemma4_unified_text", "sliding_attention", per_layer_config=None, **SLIDING),
     row("gpt_oss", "learned sinks", "rope:yarn", "experts", implementations=EAGER, rope_parameters=YARN, **SLIDING),
     row("granite_swa", "learned sinks", "sliding_attention", implementations=EAGER, **SLIDING),
     row("granitemoe_swa", "learned sinks", "experts", implementations=EAGER, **SLIDING),
@@ -455,8 +459,24 @@ ROWS = [
     row("jais", "alibi, odd heads", hidden_size=96, num_attention_heads=6, alibi_scaling={"factor": 3.0}, **NO_DROPOUT),
     # Text decoders inside multimodal models.
     row("gemma3", "two thetas", text="gemma3_text", parts=SIGLIP, **SLIDING),
-    row("gemma4", "shared keys", text="gemma4_text", parts=NO_TOWERS, **SHARED),
-    row("gemma4_unified", "sliding_attention", text="gemma4_unified_text", parts=NO_TOWERS, **SLIDING),
+    row(
+        "gemma4",
+        "shared keys",
+        text="gemma4_text",
+        parts=NO_TOWERS,
+        pad_token_id=0,
+        per_layer_config=WIDE_FULL,
+        **SHARED,
+    ),
+    row(
+        "gemma4_unified",
+        "sliding_attention",
+        text="gemma4_unified_text",
+        parts=NO_TOWERS,
+        pad_token_id=0,
+        per_layer_config=None,
+        **SLIDING,
+    ),
     row("llama4", "no positions", text="llama4_text", one_layer=LLAMA4_ONE, **LLAMA4),
     row("qwen3_5", "linear_attention", text="qwen3_5_text", **GATED, **LINEAR),
     row("qwen3_5_moe", "linear_attention", "experts", text="qwen3_5_moe_text", **GATED, **LINEAR),
