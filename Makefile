@@ -5,23 +5,28 @@ VENV := .venv
 VENV_OLDEST := .venv-oldest
 MODEL := models/SmolLM2-135M-Instruct
 TURNS ?= 16
+PARALLEL ?= -n 2
 
 INSTALL := -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-oldest style clean
+.PHONY: demo test test-architectures test-oldest style clean
 
 # A chat of many turns on a real model, with a window so small that the stream passes it several times.
 demo: $(VENV)/.demo $(MODEL)
 	$(VENV)/bin/python demo/streaming.py --model_name_or_path $(MODEL) \
 		--window_size 256 --max_new_tokens 100 --num_turns $(TURNS)
 
-# All tests, those on the real model included.
+# All tests but those of architectures beyond the first package's; the real model's are included.
 test: $(VENV)/.dev $(MODEL)
-	$(VENV)/bin/python -m pytest tests
+	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m "not every_architecture"
+
+# Every architecture through the same checks; the summary says what each tiny model has.
+test-architectures: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m every_architecture
 
 # The tests that need no real model, with the oldest supported Transformers.
 test-oldest: $(VENV_OLDEST)/.test
-	$(VENV_OLDEST)/bin/python -m pytest tests -m "not real_model"
+	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) -m "not real_model and not every_architecture"
 
 style: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -27,15 +27,18 @@ def messages():
         yield log
 
 
-REPORT = pytest.StashKey()
-
-
 @pytest.fixture
-def conformance_report(request):
-    """What each tiny model really has, printed at the end of the run."""
-    return request.config.stash.setdefault(REPORT, {})
+def conformance_report(record_property):
+    """Notes what a tiny model really has, to be printed at the end of the run."""
+
+    def note(animal, features):
+        record_property("conformance", f"{animal}: has {', '.join(sorted(features))}")
+
+    return note
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    for animal, features in config.stash.get(REPORT, {}).items():
-        terminalreporter.write_line(f"{animal}: has {', '.join(sorted(features))}")
+def pytest_terminal_summary(terminalreporter):
+    for report in terminalreporter.getreports("passed"):
+        for name, line in report.user_properties:
+            if name == "conformance" and report.when == "call":
+                terminalreporter.write_line(line)

@@ -117,6 +117,7 @@ def randomise(model):
     return model
 
 
+TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 SDPA, EAGER = ("sdpa",), ("eager",)
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
@@ -214,8 +215,7 @@ ROWS = [
     row("diffllama", implementations=EAGER),
     row("doge", "query-key norm"),
     row("dots1", "experts", "query-key norm"),
-    row("emu3_text_model", pad_token_id=0, bos_token_id=0, eos_token_id=1),
-    row("emu3", text="emu3_text_model", pad_token_id=0, bos_token_id=0, eos_token_id=1),
+    row("emu3", text="emu3_text_model", **TOKENS),
     row("ernie4_5", "rope neighbours"),
     row("ernie4_5_moe", "rope neighbours", "experts"),
     row("falcon", "rope halves", "parallel residual", new_decoder_architecture=True, num_kv_heads=2),
@@ -297,7 +297,7 @@ ROWS = [
         rope_parameters={"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": None},
         **SLIDING,
     ),
-    row("cwm", "sliding_attention", "full_attention", bos_token_id=0, eos_token_id=1, pad_token_id=0, **SLIDING),
+    row("cwm", "sliding_attention", "full_attention", **TOKENS, **SLIDING),
     row("exaone4", "no positions", "sliding_attention", **SLIDING),
     row("exaone_moe", "no positions", "sliding_attention", "experts", **SLIDING),
     row("flint", "learned sinks", "query-key norm", implementations=EAGER, **SLIDING),
@@ -311,7 +311,7 @@ ROWS = [
     row("granitemoe_swa", "learned sinks", "experts", implementations=EAGER, **SLIDING),
     row("laguna", "partial", "query-key norm", "sliding_attention", **SLIDING),
     row("mimo_v2_flash", "learned sinks", "partial", "two thetas", "experts", implementations=EAGER, **SLIDING),
-    row("modernbert-decoder", "two thetas", "sliding_attention", **SLIDING),
+    row("modernbert-decoder", "two thetas", "sliding_attention", **TOKENS, **SLIDING),
     row("olmo3", "query-key norm", "sliding_attention", **SLIDING),
     row("vaultgemma", "softcap", "sliding_attention", implementations=EAGER, **SLIDING),
     # Linear attention, convolutions or state spaces beside attention.
