@@ -232,7 +232,7 @@ class AttentionSinkKVCache(Cache):
 
     def _check_own_layers(self, action: str) -> None:
         for index, layer in enumerate(self.layers):
-            if isinstance(layer, StatesLayer):
+            if isinstance(layer, StatesLayer) or not isinstance(layer, (SinkLayer, EmptyLayer)):
                 raise NotImplementedError(
                     f"{action} is not supported: layer {index} keeps a {type(layer).__name__}, whose state cannot be "
                     "taken back or stored; use copy.deepcopy(cache) instead."

@@ -73,6 +73,8 @@ class Inputs:
         for name in ("input_ids", "inputs_embeds", "per_layer_inputs"):
             if (states := arguments.get(name)) is not None:
                 arguments[name] = _reordered(states, self.order)[:, piece]
+        if "logits_to_keep" in arguments:  # Gemma 4 would leave out queries that the call's step counts
+            arguments["logits_to_keep"] = None
         arguments["attention_mask"] = self._mask(piece)
         return {**arguments, "past_key_values": self.cache, "return_dict": True}
 
