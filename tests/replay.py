@@ -8,6 +8,7 @@ sliding, linear) read the whole stream instead.
 """
 
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 from torch import nn
@@ -26,32 +27,32 @@ def replay_logits(model, ids, sinks, window):
                 later = _read(model, layers, ids, texts, inputs, index)
                 result = torch.cat([result, later[..., -1:, :].transpose(-3, -2)], dim=-2)
             inputs[index + 1] = result
-    return inputs[len(layers)][0]
+    return inputs[index + 1][0]
 
 
 def _read(model, layers, ids, texts, inputs, index):
     """Read `texts` (stream positions of their tokens); returns what follows layer `index`: next inputs, or logits."""
     tokens, caught = torch.tensor(texts), {}
 
-    def hand_in(layer):
-        def hook(module, args, kwargs):
-            if layer == index + 1:
-                caught["inputs"] = (args[0] if args else kwargs["hidden_states"]).clone()
-            if layer > index or layer == 0:
-                return None
-            states = inputs[layer].squeeze(-3)[..., tokens, :]
-            return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+    calls = count()
 
-        return hook
+    def hook(module, args, kwargs):
+        layer = next(calls)  # a module may serve several layers
+        if layer == index + 1:
+            caught["inputs"] = (args[0] if args else kwargs["hidden_states"]).clone()
+        if layer > index or layer == 0:
+            return None
+        states = inputs[layer].squeeze(-3)[..., tokens, :]
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
-    with _hooked(layers, hand_in):
+    with _hooked(layers, hook):
         logits = model(ids[tokens], use_cache=False).logits
-    return caught["inputs"] if index + 1 < len(layers) else logits
+    return caught.get("inputs", logits)
 
 
 @contextmanager
-def _hooked(layers, hook_of):
-    handles = [layer.register_forward_pre_hook(hook_of(i), with_kwargs=True) for i, layer in enumerate(layers)]
+def _hooked(layers, hook):
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -64,10 +65,10 @@ def text_config(model):
 
 
 def decoder_layers(model):
-    """The decoder's layers, in order; its attention modules where a layer has several."""
-    count = text_config(model).num_hidden_layers
+    """The decoder's layers; its attention modules where they are not the layers the config counts."""
+    number = text_config(model).num_hidden_layers
     for found in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
-        if len(found) == count and any(hasattr(part, "layer_idx") for part in found[0].modules()):
+        if len(found) == number and any(hasattr(part, "layer_idx") for part in found[0].modules()):
             return list(found)
     return [part for part in model.modules() if hasattr(part, "layer_idx") and hasattr(part, "o_proj")]
 

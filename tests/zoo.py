@@ -162,6 +162,7 @@ def partial_rope(factor):
 
 
 ONE_LAYER = {"num_hidden_layers": 1}
+ALWAYS_SEVERAL = {"num_hidden_layers": None}
 ONE_FULL_LAYER = {**ONE_LAYER, "layer_types": ["full_attention"]}
 
 
@@ -233,7 +234,7 @@ ROWS = [
     row("granitemoe", "experts"),
     row("granitemoeshared", "experts"),
     row("helium", "rope neighbours"),
-    row("hrm_text"),
+    row("hrm_text", num_hidden_layers=1, H_cycles=2, L_cycles=1, one_layer=ALWAYS_SEVERAL),
     row("hunyuan_v1_dense", "query-key norm"),
     row("hunyuan_v1_moe", "query-key norm", "experts"),
     row("hy_v3", "experts", "query-key norm"),
@@ -429,6 +430,7 @@ ROWS = [
         "longcat_flash",
         "latent",
         "experts",
+        one_layer=ALWAYS_SEVERAL,
         num_layers=1,
         zero_expert_num=2,
         moe_topk=2,
