@@ -1,9 +1,22 @@
-"""What the benchmark scripts share: argument types, where to run, and the size of a cache."""
+"""What the benchmark scripts share: parsers and how they fail, where to run, the size of a cache."""
 
 import argparse
+from typing import NoReturn
 
 import torch
 from transformers import Cache
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that shows a module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
+    )
+
+
+def fail(parser: argparse.ArgumentParser, message: object) -> NoReturn:
+    """Leave with exit code 2 and one line on stderr."""
+    parser.exit(2, f"{parser.prog}: error: {' '.join(str(message).split())}\n")
 
 
 def positive_int(text: str) -> int:
@@ -20,8 +33,10 @@ def device_and_dtype(device: str | None, dtype: str | None) -> tuple[str, torch.
     return device_map, getattr(torch, dtype or ("float32" if device_map == "cpu" else "float16"))
 
 
-def cache_bytes(cache: Cache) -> int:
+def cache_bytes(cache: Cache | None) -> int:
     """Bytes of a cache: what it says itself, or the sum of its layers' tensors for a cache of Transformers."""
+    if cache is None:
+        return 0
     if hasattr(cache, "nbytes"):
         return cache.nbytes
     tensors = [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, torch.Tensor)]

@@ -1,11 +1,16 @@
 """Texts to benchmark on: a dataset of the Hugging Face Hub, a local folder or file, or a built-in text."""
 
+import argparse
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from pydoc_data import topics
 
+import torch
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
+
+from common import positive_int
 
 PYTHON_DOCS = "python-docs"
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -13,6 +18,47 @@ LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parqu
 
 class CorpusError(Exception):
     """The text asked for cannot be had; the message says which argument to change."""
+
+
+def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a text."""
+    add = parser.add_argument
+    add(
+        "--dataset_name",
+        default="emozilla/pg19-test",
+        help=f"a Hub id, a folder, a file ({', '.join(LOADERS)}), or {PYTHON_DOCS}: Python's own language reference, "
+        "which needs no network (default: %(default)s)",
+    )
+    add("--data_column", default="text", help="the dataset's column that holds the text (default: %(default)s)")
+    add("--task", default=None, help="the dataset's configuration, where it has several")
+    add("--split", default="test", help="the dataset's split, such as test or validation (default: %(default)s)")
+    add(
+        "--num_samples",
+        type=positive_int,
+        default=1,
+        help="documents (books) to read, one behind the other as one text (default: %(default)s)",
+    )
+
+
+def read_tokens(args: argparse.Namespace, tokenizer, num_tokens: int) -> torch.Tensor:
+    """The first `num_tokens` token ids of the text that `args` choose, shape [1, num_tokens].
+
+    Raises
+    ------
+    CorpusError
+        When the text cannot be read or is shorter.
+    """
+    ids = []
+    texts = iter_texts(args.dataset_name, args.data_column, args.task, args.split)
+    for number, text in enumerate(islice(texts, args.num_samples)):
+        # What a tokenizer puts in front of a text stands in front of the first document only.
+        ids += tokenizer(text, add_special_tokens=number == 0, verbose=False).input_ids
+        if len(ids) >= num_tokens:
+            return torch.tensor([ids[:num_tokens]])
+    raise CorpusError(
+        f"--num_tokens {num_tokens} is more than the text's {len(ids)} tokens; lower it, raise --num_samples "
+        f"{args.num_samples}, or choose a longer text with --dataset_name."
+    )
 
 
 def iter_texts(name: str, column: str = "text", task: str | None = None, split: str = "test") -> Iterator[str]:

@@ -1,81 +1,61 @@
-r"""Perplexity, memory and latency of a model along one long text, written row by row to <output_dir>/<experiment>.csv.
+r"""Perplexity, memory and latency of a model along one long text, written row by row to <output_dir>/<name>.csv.
 
-Columns: input_length (tokens read so far), nll (nats per token), ppl = exp(nll), overall_ppl (from the start of the
+Columns: input_length (tokens scored so far), nll (nats per token), ppl = exp(nll), overall_ppl (from the start of the
 text), cuda_vram_allocated (GiB, 0 without CUDA), latency (seconds per token), cache_bytes, rss (GiB, the process).
+The settings of the run are kept beside it in <name>.json.
 
 Example, without any network once the model is there:
     python benchmark/perplexity.py --model_name_or_path models/SmolLM2-135M-Instruct --dataset_name python-docs \
-        --chunk_size 512
+        --chunk_size 1024
 """
 
 import argparse
-import csv
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from time import perf_counter
 
 import psutil
 import torch
 import transformers
 from tqdm import tqdm
 
-import attention_sinks
-from common import cache_bytes, device_and_dtype, positive_int
-from corpus import CorpusError, iter_texts
+from common import build_parser, cache_bytes, device_and_dtype, fail, positive_int
+from corpus import CorpusError, add_corpus_arguments, read_tokens
+from experiments import add_model_arguments, check_sizes, load_model, load_tokenizer
+from results import ResultsFile
+from scoring import ScoredCall, recomputed_scores, stream_scores
 
-COLUMNS = ["input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency", "cache_bytes", "rss"]
+COLUMNS = ("input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency", "cache_bytes", "rss")
 GIB = 2**30
+# The options that rows of one file have in common; the text may be read further, and elsewhere.
+SETTINGS = (
+    *("experiment", "model_name_or_path", "revision", "dataset_name", "data_column", "task", "split", "num_samples"),
+    *("window_size", "attention_sink_size", "dtype", "chunk_size", "report_every"),
+)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
-    )
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = build_parser(__doc__)
     add = parser.add_argument
-    add(
-        "--experiment",
-        choices=("attention_sinks", "transformers", "windowed"),
-        default="attention_sinks",
-        help="attention_sinks: sinks and window; transformers: plain dense attention; windowed: the same window "
-        "without sinks (default: %(default)s)",
-    )
-    add("--model_name_or_path", default="meta-llama/Llama-2-7b-hf")
-    add("--revision", default="main")
-    add("--trust_remote_code", action="store_true")
-    add(
-        "--dataset_name",
-        default="emozilla/pg19-test",
-        help="a Hub id, a folder, a file (.txt, .jsonl, .json, .parquet, .csv), or python-docs: Python's own language "
-        "reference, which needs no network (default: %(default)s)",
-    )
-    add("--data_column", default="text", help="the dataset's column that holds the text (default: %(default)s)")
-    add("--task", default=None, help="the dataset's configuration, where it has several")
-    add("--split", default="test", help="the dataset's split, such as test or validation (default: %(default)s)")
+    add_model_arguments(parser)
+    add_corpus_arguments(parser)
     add("--num_tokens", type=positive_int, default=8192, help="tokens of the text to read (default: %(default)s)")
     add("--output_dir", type=Path, default=Path("benchmark/outputs"), help="(default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an existing CSV")
-    add(
-        "--window_size",
-        type=positive_int,
-        default=1024,
-        help="tokens in the cache, the sinks included (default: %(default)s)",
-    )
-    add("--attention_sink_size", type=int, default=4, help="how many of them are sinks (default: %(default)s)")
-    add("--device", default=None, help="cpu, cuda, cuda:1, mps … (default: all GPUs if there are any, else cpu)")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default=None,
-        help="(default: float16 as in the original, float32 on cpu)",
+    add("--name", default=None, help="name of the CSV file without .csv (default: the experiment)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing CSV")
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where an existing CSV ends; what it covers is read again in long calls, which changes no score",
     )
     add(
         "--chunk_size",
         type=positive_int,
         default=1,
-        help="tokens per model call; 1 measures the latency of generation, larger calls give the same nll several "
-        "times faster (default: %(default)s)",
+        help="tokens per model call; 1 measures the latency of generation, larger calls give the same nll an order "
+        "faster; with --experiment recompute, windows per call (default: %(default)s)",
     )
     add(
         "--report_every",
@@ -85,54 +65,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="one CSV row per N tokens, for a smaller file; nll and latency are then the mean of those N tokens "
         "(default: %(default)s)",
     )
-    return parser
+    args = parser.parse_args()
+    args.name = args.name or args.experiment
+    return parser, args
 
 
-def load_model(args: argparse.Namespace) -> torch.nn.Module:
-    """Load the model of an experiment: plain Transformers, or streaming with or without sinks."""
-    device_map, dtype = device_and_dtype(args.device, args.dtype)
-    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": device_map}
-    options["dtype"] = dtype
-    if args.experiment == "transformers":
-        return transformers.AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **options).eval()
-    sinks = args.attention_sink_size if args.experiment == "attention_sinks" else 0
-    return attention_sinks.AutoModelForCausalLM.from_pretrained(
-        args.model_name_or_path,
-        attention_sink_size=sinks,
-        attention_sink_window_size=args.window_size - sinks,
-        **options,
-    ).eval()
+def settings_of(args: argparse.Namespace) -> dict:
+    dtype = str(device_and_dtype(args.device, args.dtype)[1]).removeprefix("torch.")
+    return {**{name: getattr(args, name) for name in SETTINGS}, "dtype": dtype}
 
 
-def load_tokens(args: argparse.Namespace) -> torch.Tensor:
-    """Return the first `num_tokens` token ids of the corpus's first document, shape [1, num_tokens]."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        args.model_name_or_path, revision=args.revision, trust_remote_code=args.trust_remote_code
-    )
-    text = next(iter_texts(args.dataset_name, args.data_column, args.task, args.split), "")
-    input_ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids
-    if input_ids.shape[1] < args.num_tokens:
-        raise CorpusError(
-            f"--num_tokens {args.num_tokens} is more than the text's {input_ids.shape[1]} tokens; "
-            "lower it or choose a longer text with --dataset_name."
-        )
-    return input_ids[:, : args.num_tokens]
-
-
-@torch.inference_mode()
-def read_text(model, input_ids: torch.Tensor, chunk_size: int) -> Iterator[tuple[list[float], float, object]]:
-    """Feed the text in calls of `chunk_size`; yield each call's NLL per token (nats), seconds per token and cache."""
-    cache = None
-    input_ids = input_ids.to(model.device)
-    for inputs, labels in zip(input_ids[:, :-1].split(chunk_size, 1), input_ids[0, 1:].split(chunk_size), strict=True):
-        start = perf_counter()
-        outputs = model(inputs, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
-        nlls = torch.nn.functional.cross_entropy(
-            outputs.logits[0].float(), labels.to(outputs.logits.device), reduction="none"
-        ).tolist()
-        del outputs  # its logits would otherwise live through the next call
-        yield nlls, (perf_counter() - start) / len(nlls), cache
+def score(model, input_ids: torch.Tensor, args: argparse.Namespace, start: int) -> Iterator[ScoredCall]:
+    if args.experiment == "recompute":
+        return recomputed_scores(model, input_ids, args.window_size, args.chunk_size, start)
+    return stream_scores(model, input_ids, args.chunk_size, start)
 
 
 def memory_now(cache) -> dict[str, float]:
@@ -144,60 +90,70 @@ def memory_now(cache) -> dict[str, float]:
     }
 
 
-def make_rows(calls, report_every: int, total: int) -> Iterator[list[dict]]:
-    """Turn each call into its CSV rows; tokens short of a row wait for the next call."""
-    waiting, done, nll_sum = [], 0, 0.0
-    for nlls, latency, cache in calls:
-        waiting += [(nll, latency) for nll in nlls]
-        memory, rows = memory_now(cache), []
+def make_rows(calls: Iterable[ScoredCall], report_every: int, total: int, done: int, nll_sum: float) -> Iterator[list]:
+    """Turn each call into its CSV rows; tokens short of a row wait for the next call, `done` were there before."""
+    waiting = []
+    for call in calls:
+        waiting += [(nll, call.seconds) for nll in call.nlls]
+        memory, rows = memory_now(call.cache), []
         while len(waiting) >= report_every or (waiting and done + len(waiting) == total):
             block, waiting = waiting[:report_every], waiting[report_every:]
             done += len(block)
             nll = sum(nll for nll, _ in block) / len(block)
             nll_sum += nll * len(block)
             seconds = sum(latency for _, latency in block) / len(block)
-            scores = {"nll": nll, "ppl": math.exp(nll), "overall_ppl": math.exp(nll_sum / done), "latency": seconds}
+            scores = {"nll": nll, "ppl": _exp(nll), "overall_ppl": _exp(nll_sum / done), "latency": seconds}
             rows.append({"input_length": done, **scores, **memory})
         yield rows
 
 
-def main() -> None:
-    parser = build_parser()
-    args = parser.parse_args()
-    csv_path = args.output_dir / f"{args.experiment}.csv"
-    if csv_path.exists() and not args.overwrite:
-        parser.error(f"{csv_path} exists: pass --overwrite to replace it, or another --output_dir.")
-    if args.window_size <= args.attention_sink_size:
-        parser.error(
-            f"--window_size {args.window_size} must be above --attention_sink_size {args.attention_sink_size}."
-        )
-    if args.num_tokens < 2:
-        parser.error("--num_tokens must be at least 2: the first token is only read, never predicted.")
-    try:
-        input_ids = load_tokens(args)
-        model = load_model(args)
-    except (CorpusError, OSError, ValueError, NotImplementedError) as error:
-        parser.error(str(error))
+def _exp(nll: float) -> float:
+    """exp(nll), infinite where a float cannot hold it."""
+    return math.exp(nll) if nll < 700 else math.inf
 
-    total = input_ids.shape[1] - 1
-    calls = read_text(model, input_ids, args.chunk_size)
-    csv_path.parent.mkdir(parents=True, exist_ok=True)
-    # A big buffer flushed once per call: the file only ever ends in a whole row.
-    with open(csv_path, "w", newline="", buffering=1 << 24) as file, tqdm(total=total, unit="tok") as progress:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+
+def rows_to_keep(rows: list[dict], report_every: int) -> list[dict]:
+    """The rows of an earlier run, without the shorter one that a finished run may end in."""
+    return rows[:-1] if rows and rows[-1]["input_length"] % report_every else rows
+
+
+def run(args: argparse.Namespace, results: ResultsFile, before: list[dict], input_ids: torch.Tensor, model) -> None:
+    """Score what `before` does not cover, writing rows as they come."""
+    total, done = input_ids.shape[1] - 1, int(before[-1]["input_length"]) if before else 0
+    nll_sum = done * math.log(before[-1]["overall_ppl"]) if before else 0.0
+    calls = score(model, input_ids, args, done)
+    with results.open(before) as file, tqdm(total=total, initial=done, unit="tok") as progress:
         try:
-            for rows in make_rows(calls, args.report_every, total):
-                writer.writerows({name: f"{value:.10g}" for name, value in row.items()} for row in rows)
-                file.flush()
+            for rows in make_rows(calls, args.report_every, total, done, nll_sum):
+                file.write(rows)
                 if rows:
                     progress.set_postfix({"nll": f"{rows[-1]['nll']:.3f}", "ppl": f"{rows[-1]['overall_ppl']:.2f}"})
                     progress.update(rows[-1]["input_length"] - progress.n)
         except KeyboardInterrupt:
-            print(f"\nInterrupted: {csv_path} holds the first {progress.n} tokens.", file=sys.stderr)
+            progress.close()
+            print(f"Interrupted: {results.path} holds {progress.n} tokens; --resume goes on.", file=sys.stderr)
             sys.exit(130)
-    print(f"{total} tokens, overall perplexity {rows[-1]['overall_ppl']:.3f}: {csv_path}")
+    print(f"{total} tokens, overall perplexity {rows[-1]['overall_ppl']:.3f}: {results.path}")
+
+
+def main() -> None:
+    parser, args = parse_args()
+    results = ResultsFile(args.output_dir / f"{args.name}.csv", COLUMNS, settings_of(args))
+    try:
+        check_sizes(args)
+        if args.num_tokens < 2:
+            raise ValueError("--num_tokens must be at least 2: the first token is only read, never predicted.")
+        before = results.check(args.overwrite, args.resume)
+        if before and before[-1]["input_length"] >= args.num_tokens - 1:
+            print(f"{results.path} is complete: {before[-1]['input_length']:.0f} tokens.")
+            return
+        input_ids = read_tokens(args, load_tokenizer(args), args.num_tokens)
+        model = load_model(args)
+    except (CorpusError, OSError, ValueError, NotImplementedError) as error:
+        fail(parser, error)
+    run(args, results, rows_to_keep(before, args.report_every), input_ids, model)
 
 
 if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()  # "longer than the model's length" is the point here
     main()

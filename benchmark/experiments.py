@@ -1,0 +1,73 @@
+"""The experiments that are compared, the options that choose one, and the model each of them runs."""
+
+import argparse
+
+import torch
+import transformers
+
+import attention_sinks
+from common import device_and_dtype, positive_int
+
+EXPERIMENTS = {
+    "attention_sinks": "sinks and window",
+    "transformers": "plain dense attention",
+    "windowed": "the same window without sinks",
+    "recompute": "the window's tokens are read again for every token, without a cache",
+}
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser, model: str = "meta-llama/Llama-2-7b-hf", experiments: tuple = tuple(EXPERIMENTS)
+) -> None:
+    """Add the options that say which model runs, how, and where."""
+    add = parser.add_argument
+    meanings = "; ".join(f"{name}: {EXPERIMENTS[name]}" for name in experiments)
+    add("--experiment", choices=experiments, default="attention_sinks", help=f"{meanings} (default: %(default)s)")
+    add("--model_name_or_path", default=model, help="a Hub id or a folder (default: %(default)s)")
+    add("--revision", default="main", help="branch, tag or commit on the Hub (default: %(default)s)")
+    add("--trust_remote_code", action="store_true", help="run the code that a Hub repository carries")
+    add(
+        "--window_size",
+        type=positive_int,
+        default=1024,
+        help="tokens in the cache, the sinks included (default: %(default)s)",
+    )
+    add("--attention_sink_size", type=int, default=4, help="how many of them are sinks (default: %(default)s)")
+    add("--device", default=None, help="cpu, cuda, cuda:1, mps … (default: all GPUs if there are any, else cpu)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default=None,
+        help="(default: float16 as in the original, float32 on cpu)",
+    )
+
+
+def check_sizes(args: argparse.Namespace) -> None:
+    """ValueError unless sinks and window fit into each other."""
+    if not 0 <= args.attention_sink_size < args.window_size:
+        raise ValueError(
+            f"--attention_sink_size {args.attention_sink_size} must be at least 0 and below --window_size "
+            f"{args.window_size}, which counts sinks and recent tokens together."
+        )
+
+
+def load_tokenizer(args: argparse.Namespace) -> transformers.PreTrainedTokenizerBase:
+    return transformers.AutoTokenizer.from_pretrained(
+        args.model_name_or_path, revision=args.revision, trust_remote_code=args.trust_remote_code
+    )
+
+
+def load_model(args: argparse.Namespace) -> torch.nn.Module:
+    """Load the model of an experiment: plain Transformers, or streaming with or without sinks."""
+    device_map, dtype = device_and_dtype(args.device, args.dtype)
+    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": device_map}
+    options["dtype"] = dtype
+    if args.experiment in ("transformers", "recompute"):
+        return transformers.AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **options).eval()
+    sinks = args.attention_sink_size if args.experiment == "attention_sinks" else 0
+    return attention_sinks.AutoModelForCausalLM.from_pretrained(
+        args.model_name_or_path,
+        attention_sink_size=sinks,
+        attention_sink_window_size=args.window_size - sinks,
+        **options,
+    ).eval()
