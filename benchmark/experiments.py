@@ -1,6 +1,8 @@
 """The experiments that are compared, the options that choose one, and the model each of them runs."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -51,23 +53,31 @@ def check_sizes(args: argparse.Namespace) -> None:
         )
 
 
+@contextmanager
+def _named_errors(args: argparse.Namespace) -> Iterator[None]:
+    """What goes wrong while a model is loaded becomes a ValueError that names the argument."""
+    try:
+        yield
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"--model_name_or_path {args.model_name_or_path} cannot be loaded: {error}") from error
+
+
 def load_tokenizer(args: argparse.Namespace) -> transformers.PreTrainedTokenizerBase:
-    return transformers.AutoTokenizer.from_pretrained(
-        args.model_name_or_path, revision=args.revision, trust_remote_code=args.trust_remote_code
-    )
+    """The model's own tokenizer; ValueError when it cannot be had."""
+    with _named_errors(args):
+        return transformers.AutoTokenizer.from_pretrained(
+            args.model_name_or_path, revision=args.revision, trust_remote_code=args.trust_remote_code
+        )
 
 
 def load_model(args: argparse.Namespace) -> torch.nn.Module:
-    """Load the model of an experiment: plain Transformers, or streaming with or without sinks."""
+    """Plain Transformers, or streaming with or without sinks; ValueError when it cannot be loaded or cannot stream."""
     device_map, dtype = device_and_dtype(args.device, args.dtype)
     options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": device_map}
-    options["dtype"] = dtype
-    if args.experiment in ("transformers", "recompute"):
-        return transformers.AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **options).eval()
-    sinks = args.attention_sink_size if args.experiment == "attention_sinks" else 0
-    return attention_sinks.AutoModelForCausalLM.from_pretrained(
-        args.model_name_or_path,
-        attention_sink_size=sinks,
-        attention_sink_window_size=args.window_size - sinks,
-        **options,
-    ).eval()
+    auto_class = transformers.AutoModelForCausalLM
+    if args.experiment in ("attention_sinks", "windowed"):
+        auto_class = attention_sinks.AutoModelForCausalLM
+        sinks = args.attention_sink_size if args.experiment == "attention_sinks" else 0
+        options |= {"attention_sink_size": sinks, "attention_sink_window_size": args.window_size - sinks}
+    with _named_errors(args):
+        return auto_class.from_pretrained(args.model_name_or_path, dtype=dtype, **options).eval()

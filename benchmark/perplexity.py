@@ -149,7 +149,7 @@ def main() -> None:
             return
         input_ids = read_tokens(args, load_tokenizer(args), args.num_tokens)
         model = load_model(args)
-    except (CorpusError, OSError, ValueError, NotImplementedError) as error:
+    except (CorpusError, OSError, ValueError) as error:
         fail(parser, error)
     run(args, results, rows_to_keep(before, args.report_every), input_ids, model)
 
