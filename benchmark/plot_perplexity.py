@@ -15,7 +15,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from common import positive_int
+from common import build_parser, fail, positive_int
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; the dashes tell the lines apart in print.
 STYLES = {
@@ -25,7 +25,8 @@ STYLES = {
     "recompute": ("sliding window, recomputed", "#CC79A7", ":"),
 }
 SPARE_COLOURS = ("#009E73", "#D55E00", "#56B4E9", "#F0E442")
-NEEDED = ("input_length", "nll", "overall_ppl", "cuda_vram_allocated", "latency")
+NEEDED = {"input_length", "nll", "overall_ppl", "cuda_vram_allocated", "latency"}
+FEATURE_COLUMNS = {"cache": ("cache_bytes",)}  # not in the files of attention_sinks 0.4.0
 LABELS = {
     "perplexity": "log perplexity\nso far",
     "nll": "NLL per token\n(nats, moving average)",
@@ -43,16 +44,22 @@ def mark(text: str) -> tuple[int, str]:
     return int(length), label
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
-    )
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = build_parser(__doc__)
     add = parser.add_argument
     add(
         "--output_dir",
         type=Path,
         default=Path("benchmark/outputs"),
-        help="folder with the CSV files; all of them are drawn (default: %(default)s)",
+        help="folder with the CSV files (default: %(default)s)",
+    )
+    add(
+        "--runs",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="CSV files to draw, without .csv; a name that begins with an experiment's is drawn in its colour "
+        "(default: all of them)",
     )
     add(
         "--features",
@@ -90,26 +97,39 @@ def build_parser() -> argparse.ArgumentParser:
         help="vertical lines, such as '8192=trained length'",
     )
     add("--output", type=Path, default=None, help="write a .png or .svg instead of opening a window")
-    return parser
+    return parser, parser.parse_args()
 
 
-def read_runs(folder: Path, skip_first: int) -> dict[str, pd.DataFrame]:
-    """Read every CSV of a folder; known experiments come first, in a fixed order."""
-    order = list(STYLES)
-    runs = {}
-    paths = folder.glob("*.csv")
-    for path in sorted(paths, key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path)):
-        frame = pd.read_csv(path)
-        missing = [column for column in NEEDED if column not in frame]
-        if missing:
-            raise ValueError(f"{path} is not from perplexity.py: it has no column {', '.join(missing)}.")
-        frame = frame[frame["input_length"] > skip_first]
-        if frame.empty:
-            raise ValueError(f"{path} has no row after --skip_first {skip_first}: lower it or run more tokens.")
-        runs[path.stem] = frame
-    if not runs:
+def experiment_of(name: str) -> str | None:
+    """The experiment that a run's name begins with."""
+    return next((experiment for experiment in STYLES if name.startswith(experiment)), None)
+
+
+def read_runs(folder: Path, names: list[str] | None, features: list[str], skip_first: int) -> dict[str, pd.DataFrame]:
+    """Read the CSV files of a folder; known experiments come first, in a fixed order."""
+    paths = [folder / f"{name}.csv" for name in names] if names else sorted(folder.glob("*.csv"))
+    if not paths:
         raise ValueError(f"--output_dir {folder} holds no CSV file: run benchmark/perplexity.py first.")
-    return runs
+    needed = NEEDED | {column for feature in features for column in FEATURE_COLUMNS.get(feature, ())}
+    order = [*STYLES, None]
+    return {
+        path.stem: _read(path, needed, skip_first)
+        for path in sorted(paths, key=lambda path: order.index(experiment_of(path.stem)))
+    }
+
+
+def _read(path: Path, needed: set[str], skip_first: int) -> pd.DataFrame:
+    """One run, after its first tokens."""
+    try:
+        frame = pd.read_csv(path)
+    except ValueError as error:  # empty, torn, or no text at all
+        raise ValueError(f"{path} is not a CSV file: {error}") from error
+    if missing := sorted(needed - set(frame)):
+        raise ValueError(f"{path} is not from perplexity.py: it has no column {', '.join(missing)}.")
+    frame = frame[frame["input_length"] > skip_first]
+    if frame.empty:
+        raise ValueError(f"{path} has no row after --skip_first {skip_first}: lower it or run more tokens.")
+    return frame
 
 
 def values(frame: pd.DataFrame, feature: str, average: int) -> pd.Series:
@@ -120,7 +140,7 @@ def values(frame: pd.DataFrame, feature: str, average: int) -> pd.Series:
         return frame["cache_bytes"] / 2**20
     if feature == "vram":
         on_gpu = frame["cuda_vram_allocated"].max() > 0
-        return frame["cuda_vram_allocated"] if on_gpu else frame["rss"]
+        return frame["cuda_vram_allocated"] if on_gpu or "rss" not in frame else frame["rss"]
     column = frame["nll"] if feature == "nll" else frame["latency"] * 1000
     tokens_per_row = frame["input_length"].diff().median() if len(frame) > 1 else 1
     rows = max(1, round(average / tokens_per_row))
@@ -138,14 +158,10 @@ def draw(runs: dict[str, pd.DataFrame], args: argparse.Namespace) -> plt.Figure:
         figsize=(9, 1 + 2.2 * sum(heights)),
         height_ratios=heights,
     )
-    spare = iter(SPARE_COLOURS * len(runs))
-    styles = {name: STYLES.get(name) or (name, next(spare), "-") for name in runs}
+    styles = make_styles(list(runs))
     for panel, feature in zip(panels[:, 0], args.features, strict=True):
         for name, frame in runs.items():
-            label, colour, dashes = styles[name]
-            line = values(frame, feature, args.average)
-            style = {"color": colour, "linestyle": dashes, "linewidth": 1.8}
-            panel.plot(frame["input_length"], line, label=label, **style)
+            panel.plot(frame["input_length"], values(frame, feature, args.average), linewidth=1.8, **styles[name])
         dress(panel, feature, args)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     for length, label in args.mark:
@@ -155,6 +171,20 @@ def draw(runs: dict[str, pd.DataFrame], args: argparse.Namespace) -> plt.Figure:
     if args.title:
         figure.suptitle(args.title)
     return figure
+
+
+def make_styles(names: list[str]) -> dict[str, dict]:
+    """Label and look of every run; a second run of the same experiment is paler."""
+    spare, seen, styles = iter(SPARE_COLOURS * len(names)), [], {}
+    for name in names:
+        experiment = experiment_of(name)
+        label, colour, dashes = STYLES[experiment] if experiment else (name, next(spare), "-")
+        if experiment and (variant := name.removeprefix(experiment).strip("_-")):
+            label += f" ({variant.replace('_', ' ')})"
+        alpha = (1, 0.6, 0.35)[min(seen.count(experiment), 2)] if experiment else 1
+        seen.append(experiment)
+        styles[name] = {"label": label, "color": colour, "linestyle": dashes, "alpha": alpha}
+    return styles
 
 
 def dress(panel: plt.Axes, feature: str, args: argparse.Namespace) -> None:
@@ -173,21 +203,20 @@ def dress(panel: plt.Axes, feature: str, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = build_parser()
-    args = parser.parse_args()
+    parser, args = parse_args()
     if args.output:
         matplotlib.use("Agg")
     try:
-        figure = draw(read_runs(args.output_dir, args.skip_first), args)
+        figure = draw(read_runs(args.output_dir, args.runs, args.features, args.skip_first), args)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(args.output, dpi=150)
             print(args.output)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        fail(parser, error)
     if not args.output:
         if matplotlib.get_backend().lower() == "agg":
-            parser.error("there is no display to open a window on: pass --output FILE.png")
+            fail(parser, "there is no display to open a window on: pass --output FILE.png")
         plt.show()
 
 
