@@ -84,16 +84,21 @@ def iter_texts(name: str, column: str = "text", task: str | None = None, split: 
     if name == PYTHON_DOCS:
         yield "\n\n".join(topics.topics.values())
         return
+    for row in iter_rows(name, task, split):
+        if column not in row:
+            raise CorpusError(f"--data_column {column!r} is not in {name!r}; it has {', '.join(sorted(row))}.")
+        yield row[column]
+
+
+def iter_rows(name: str, task: str | None = None, split: str = "test") -> Iterator[dict]:
+    """Yield the rows of a Hub dataset, a folder or a file; CorpusError when they cannot be read."""
     try:
-        for row in _rows(name, task, split):
-            if column not in row:
-                raise CorpusError(f"--data_column {column!r} is not in {name!r}; it has {', '.join(sorted(row))}.")
-            yield row[column]
+        yield from _rows(name, task, split)
     except (OSError, ValueError, DatasetsError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise CorpusError(
-            f"--dataset_name {name!r} (split {split!r}) cannot be read: {reason}. "
-            f"Give a Hub id, a folder, a file ({', '.join(LOADERS)}) or {PYTHON_DOCS!r}."
+            f"{name!r} (split {split!r}) cannot be read: {reason}. Give a Hub id, a folder, a file "
+            f"({', '.join(LOADERS)}) or, where a text is read, {PYTHON_DOCS!r}."
         ) from error
 
 
