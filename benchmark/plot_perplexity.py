@@ -11,20 +11,12 @@ import argparse
 import math
 from pathlib import Path
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from common import build_parser, fail, positive_int
+from styles import STYLES, experiment_of, finish, make_styles
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; the dashes tell the lines apart in print.
-STYLES = {
-    "attention_sinks": ("attention sinks", "#0072B2", "-"),
-    "windowed": ("window attention", "#E69F00", "--"),
-    "transformers": ("dense attention (Transformers)", "#333333", "-."),
-    "recompute": ("sliding window, recomputed", "#CC79A7", ":"),
-}
-SPARE_COLOURS = ("#009E73", "#D55E00", "#56B4E9", "#F0E442")
 NEEDED = {"input_length", "nll", "overall_ppl", "cuda_vram_allocated", "latency"}
 FEATURE_COLUMNS = {"cache": ("cache_bytes",)}  # not in the files of attention_sinks 0.4.0
 LABELS = {
@@ -100,11 +92,6 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, parser.parse_args()
 
 
-def experiment_of(name: str) -> str | None:
-    """The experiment that a run's name begins with."""
-    return next((experiment for experiment in STYLES if name.startswith(experiment)), None)
-
-
 def read_runs(folder: Path, names: list[str] | None, features: list[str], skip_first: int) -> dict[str, pd.DataFrame]:
     """Read the CSV files of a folder; known experiments come first, in a fixed order."""
     paths = [folder / f"{name}.csv" for name in names] if names else sorted(folder.glob("*.csv"))
@@ -173,20 +160,6 @@ def draw(runs: dict[str, pd.DataFrame], args: argparse.Namespace) -> plt.Figure:
     return figure
 
 
-def make_styles(names: list[str]) -> dict[str, dict]:
-    """Label and look of every run; a second run of the same experiment is paler."""
-    spare, seen, styles = iter(SPARE_COLOURS * len(names)), [], {}
-    for name in names:
-        experiment = experiment_of(name)
-        label, colour, dashes = STYLES[experiment] if experiment else (name, next(spare), "-")
-        if experiment and (variant := name.removeprefix(experiment).strip("_-")):
-            label += f" ({variant.replace('_', ' ')})"
-        alpha = (1, 0.6, 0.35)[min(seen.count(experiment), 2)] if experiment else 1
-        seen.append(experiment)
-        styles[name] = {"label": label, "color": colour, "linestyle": dashes, "alpha": alpha}
-    return styles
-
-
 def dress(panel: plt.Axes, feature: str, args: argparse.Namespace) -> None:
     """Axis limits, labels, grid and marks of one panel."""
     if feature in ("perplexity", "nll"):
@@ -204,20 +177,11 @@ def dress(panel: plt.Axes, feature: str, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser, args = parse_args()
-    if args.output:
-        matplotlib.use("Agg")
     try:
-        figure = draw(read_runs(args.output_dir, args.runs, args.features, args.skip_first), args)
-        if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(args.output, dpi=150)
-            print(args.output)
+        runs = read_runs(args.output_dir, args.runs, args.features, args.skip_first)
+        finish(lambda: draw(runs, args), args.output)
     except (OSError, ValueError) as error:
         fail(parser, error)
-    if not args.output:
-        if matplotlib.get_backend().lower() == "agg":
-            fail(parser, "there is no display to open a window on: pass --output FILE.png")
-        plt.show()
 
 
 if __name__ == "__main__":
