@@ -18,16 +18,12 @@ EXPERIMENTS = {
 }
 
 
-def add_model_arguments(
-    parser: argparse.ArgumentParser, model: str = "meta-llama/Llama-2-7b-hf", experiments: tuple = tuple(EXPERIMENTS)
-) -> None:
-    """Add the options that say which model runs, how, and where."""
+def add_model_arguments(parser: argparse.ArgumentParser, experiments: tuple = tuple(EXPERIMENTS)) -> None:
+    """Add the options that say which experiment runs, on which model and where."""
     add = parser.add_argument
     meanings = "; ".join(f"{name}: {EXPERIMENTS[name]}" for name in experiments)
     add("--experiment", choices=experiments, default="attention_sinks", help=f"{meanings} (default: %(default)s)")
-    add("--model_name_or_path", default=model, help="a Hub id or a folder (default: %(default)s)")
-    add("--revision", default="main", help="branch, tag or commit on the Hub (default: %(default)s)")
-    add("--trust_remote_code", action="store_true", help="run the code that a Hub repository carries")
+    add_loading_arguments(parser)
     add(
         "--window_size",
         type=positive_int,
@@ -35,6 +31,18 @@ def add_model_arguments(
         help="tokens in the cache, the sinks included (default: %(default)s)",
     )
     add("--attention_sink_size", type=int, default=4, help="how many of them are sinks (default: %(default)s)")
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model runs, and where."""
+    add = parser.add_argument
+    add(
+        "--model_name_or_path",
+        default="meta-llama/Llama-2-7b-hf",
+        help="a Hub id or a folder (default: %(default)s)",
+    )
+    add("--revision", default="main", help="branch, tag or commit on the Hub (default: %(default)s)")
+    add("--trust_remote_code", action="store_true", help="run the code that a Hub repository carries")
     add("--device", default=None, help="cpu, cuda, cuda:1, mps … (default: all GPUs if there are any, else cpu)")
     add(
         "--dtype",
@@ -72,12 +80,20 @@ def load_tokenizer(args: argparse.Namespace) -> transformers.PreTrainedTokenizer
 
 def load_model(args: argparse.Namespace) -> torch.nn.Module:
     """Plain Transformers, or streaming with or without sinks; ValueError when it cannot be loaded or cannot stream."""
+    if args.experiment in ("transformers", "recompute"):
+        return load_plain_model(args)
+    sinks = args.attention_sink_size if args.experiment == "attention_sinks" else 0
+    sizes = {"attention_sink_size": sinks, "attention_sink_window_size": args.window_size - sinks}
+    return _load(attention_sinks.AutoModelForCausalLM, args, **sizes)
+
+
+def load_plain_model(args: argparse.Namespace, **options) -> torch.nn.Module:
+    """The model as Transformers loads it; ValueError when it cannot be loaded."""
+    return _load(transformers.AutoModelForCausalLM, args, **options)
+
+
+def _load(auto_class, args: argparse.Namespace, **options) -> torch.nn.Module:
     device_map, dtype = device_and_dtype(args.device, args.dtype)
-    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": device_map}
-    auto_class = transformers.AutoModelForCausalLM
-    if args.experiment in ("attention_sinks", "windowed"):
-        auto_class = attention_sinks.AutoModelForCausalLM
-        sinks = args.attention_sink_size if args.experiment == "attention_sinks" else 0
-        options |= {"attention_sink_size": sinks, "attention_sink_window_size": args.window_size - sinks}
+    options |= {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": device_map}
     with _named_errors(args):
         return auto_class.from_pretrained(args.model_name_or_path, dtype=dtype, **options).eval()

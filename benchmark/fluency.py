@@ -1,0 +1,119 @@
+r"""How many answers of a long chat are still language: the logs of demo/streaming.py, judged by two published rules.
+
+An answer is lost if it holds fewer than 3 different English words (tokenised with NLTK, lower case), or if it is longer
+than 1,000 tokens and made of fewer than 26 different characters. The rules are those of the attention_sinks blog post;
+they are rough: they see gibberish, not bad sense.
+
+Columns of the CSV: experiment, response (1 is the first), tokens, real_words, distinct_characters, lost (0 or 1).
+
+Example:
+    python benchmark/fluency.py demo/streaming_logs/*/SmolLM2-135M-Instruct.txt --output benchmark/outputs/fluency.csv \
+        --plot benchmark/outputs/fluency.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from chat_log import ChatLog, read_chat_log
+from common import build_parser, fail
+from styles import STYLES, finish, make_styles
+from words import load_words
+
+FEWEST_WORDS = 3
+LONG_RESPONSE, FEWEST_CHARACTERS = 1000, 26
+
+
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = build_parser(__doc__)
+    add = parser.add_argument
+    add("logs", type=Path, nargs="+", help="logs of demo/streaming.py, one per experiment; the last run in each counts")
+    add("--output", type=Path, default=Path("benchmark/outputs/fluency.csv"), help="(default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an existing CSV")
+    add("--plot", type=Path, default=None, help="write the cumulative losses to a .png or .svg")
+    add("--title", default=None)
+    add(
+        "--words",
+        type=Path,
+        default=None,
+        help="file with an English word per line (default: NLTK's corpus, a system dictionary or the package "
+        "english-words, whichever is there)",
+    )
+    return parser, parser.parse_args()
+
+
+def judge(answer: str, words: frozenset[str]) -> dict:
+    """The numbers both rules look at, and their verdict."""
+    from nltk.tokenize import word_tokenize
+
+    tokens = word_tokenize(answer.lower(), preserve_line=True)  # without sentences, for which NLTK needs data
+    real_words, characters = len(words.intersection(tokens)), len(set(answer))
+    lost = real_words < FEWEST_WORDS or (len(tokens) > LONG_RESPONSE and characters < FEWEST_CHARACTERS)
+    counts = {"tokens": len(tokens), "real_words": real_words, "distinct_characters": characters}
+    return {**counts, "lost": int(lost)}
+
+
+def read_logs(paths: list[Path]) -> dict[str, ChatLog]:
+    """The logs by experiment, in the order of all figures."""
+    logs = {}
+    for path in paths:
+        log = read_chat_log(path)
+        if log.experiment in logs:
+            raise ValueError(f"{path} is a second log of the experiment {log.experiment}; give one per experiment.")
+        if log.runs > 1:
+            print(f"{path} holds {log.runs} runs; the last one is read.", file=sys.stderr)
+        if log.turns not in (None, len(log.answers)):
+            print(f"{path}: {log.turns} turns, but {len(log.answers)} answers: some were made up.", file=sys.stderr)
+        logs[log.experiment] = log
+    return {experiment: logs[experiment] for experiment in STYLES if experiment in logs}
+
+
+def draw(frame: pd.DataFrame, title: str | None) -> plt.Figure:
+    figure, panel = plt.subplots(layout="constrained", figsize=(8, 4))
+    experiments = list(frame["experiment"].unique())
+    styles = make_styles(experiments)
+    for experiment in experiments:
+        losses = frame[frame["experiment"] == experiment].set_index("response")["lost"].cumsum()
+        panel.plot(losses, drawstyle="steps-post", linewidth=1.8, **styles[experiment])
+        panel.annotate(f"{losses.iloc[-1]}", (losses.index[-1], losses.iloc[-1]), (4, 0), textcoords="offset points")
+    panel.set(xlabel="answers given", ylabel="answers lost", xlim=0)
+    panel.set_ylim(bottom=0, top=max(5, panel.get_ylim()[1]))
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(color="#DDDDDD", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, loc="upper left")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def main() -> None:
+    parser, args = parse_args()
+    try:
+        if args.output.exists() and not args.overwrite:
+            raise ValueError(f"{args.output} exists: pass --overwrite to replace it, or another --output.")
+        logs = read_logs(args.logs)
+        words, source = load_words(args.words)
+        print(f"{len(words):,} English words from {source}")
+        rows = [
+            {"experiment": experiment, "response": number, **judge(answer, words)}
+            for experiment, log in logs.items()
+            for number, answer in enumerate(log.answers, start=1)
+        ]
+        frame = pd.DataFrame(rows)
+        if args.plot:
+            finish(lambda: draw(frame, args.title), args.plot)
+    except (OSError, ValueError) as error:
+        fail(parser, error)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(args.output, index=False)
+    print(frame.groupby("experiment", sort=False)["lost"].agg(["size", "sum"]).set_axis(["answers", "lost"], axis=1))
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()
