@@ -28,6 +28,12 @@ GOOD = "The river runs quietly\n\nthrough the old town."
 BAD = "zxqv zxqv 0 0 0 the"
 
 
+def give_chat_template(folder, template):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    return folder
+
+
 def log_text(experiment, answers, turns=None):
     turns_text = "".join(f"\nUser: question {i}\n\nAssistant: {answer}\n" for i, answer in enumerate(answers))
     return f"{HEADERS[experiment]}# 2026-01-01 10:00:00\n{turns_text}{SUMMARY.format(turns or len(answers))}"
@@ -107,9 +113,7 @@ def test_turns_that_a_model_made_up_are_reported(fluency):
 
 
 def test_logs_of_the_demo_are_read(tmp_path):
-    folder = save_tiny_model(tmp_path / "tiny")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHATML}))
+    folder = give_chat_template(save_tiny_model(tmp_path / "tiny"), CHATML)
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": random_text(4, i)}) for i in range(5)))
     command = [sys.executable, BENCHMARK.parent / "demo" / "streaming.py", "--model_name_or_path", folder]
     command += ["--dataset_name", tmp_path / "prompts.jsonl", "--window_size", "16", "--max_new_tokens", "9"]

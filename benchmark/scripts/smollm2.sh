@@ -1,23 +1,92 @@
 #!/usr/bin/env bash
-# Makes the README's figure: SmolLM2-135M over the first 16,384 tokens of Python's own documentation.
-# Needs no GPU and no model hub; takes some minutes on 2 cores. Results: benchmark/outputs_smollm2/.
-#   PYTHON=python bash benchmark/scripts/smollm2.sh
+# Rebuilds what lies in benchmark/outputs_smollm2_135m/ from nothing but the package registries: SmolLM2-135M on a CPU
+# reads a real novel, answers the questions of MT-Bench, recalls numbers. Takes about @TIME@ on 2 cores. Any step can be
+# broken off; the next run goes on with what is missing. Results go to benchmark/outputs/smollm2_135m/ (OUTPUT).
+#   PYTHON=python bash benchmark/scripts/smollm2.sh [perplexity] [novel] [recall] [attention] [chat] [endless]
+# Without a step's name, all of them. TOKENS, NOVEL_TOKENS, RECALL_TOKENS, TURN_TOKENS and ENDLESS_TOKENS shorten a trial.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 model=${MODEL:-models/SmolLM2-135M-Instruct}
-output=${OUTPUT:-benchmark/outputs_smollm2}
+output=${OUTPUT:-benchmark/outputs/smollm2_135m}
 tokens=${TOKENS:-16384}
 
 [ -d "$model" ] || "$python" demo/fetch_model.py
+text=${DATASET:-$("$python" benchmark/novel.py --output benchmark/texts/emma.txt)}
+here=(--model_name_or_path "$model" --device cpu --dtype float32)
 
-for experiment in attention_sinks windowed transformers; do
-  "$python" benchmark/perplexity.py --experiment "$experiment" --model_name_or_path "$model" \
-    --dataset_name python-docs --num_tokens "$tokens" --window_size 1024 --attention_sink_size 4 \
-    --device cpu --dtype float32 --chunk_size 512 --report_every 16 --output_dir "$output" --overwrite
+score() { # name experiment window tokens report_every
+  "$python" benchmark/perplexity.py "${here[@]}" --dataset_name "$text" --name "$1" --experiment "$2" \
+    --window_size "$3" --num_tokens "$4" --report_every "$5" --chunk_size 1024 --output_dir "$output" --resume
+}
+
+plot() { # name title log_perplexity_limit mark run...
+  "$python" benchmark/plot_perplexity.py --output_dir "$output" --output "$output/$1.png" --title "$2" \
+    --log_perplexity_limit "$3" --mark "$4" "8192=trained length" --features nll cache --average 1024 --runs "${@:5}"
+}
+
+step_perplexity() {
+  score transformers transformers 1024 "$tokens" 64
+  for window in 256 1024 4096; do
+    score "attention_sinks_$window" attention_sinks "$window" "$tokens" 64
+    score "windowed_$window" windowed "$window" "$tokens" 64
+    plot "window_$window" "SmolLM2-135M reading a novel, cache of $window tokens" 5 "$window=window" \
+      "attention_sinks_$window" "windowed_$window" transformers
+  done
+}
+
+step_novel() {
+  score attention_sinks_novel attention_sinks 1024 "${NOVEL_TOKENS:-221849}" 512
+  "$python" benchmark/plot_perplexity.py --output_dir "$output" --output "$output/novel.png" --runs attention_sinks_novel \
+    --features nll cache --average 8192 --title "SmolLM2-135M reading a whole novel, cache of 1024 tokens"
+}
+
+step_recall() {
+  for experiment in attention_sinks windowed transformers; do
+    [ -e "$output/recall/$experiment.csv" ] || "$python" benchmark/recall.py "${here[@]}" --experiment "$experiment" \
+      --num_tokens "${RECALL_TOKENS:-12288}" --distances 20 40 60 80 100 --output_dir "$output/recall"
+  done
+  "$python" benchmark/plot_recall.py --output_dir "$output/recall" --window_size 1024 --output "$output/recall.png" \
+    --title "SmolLM2-135M: numbers recalled from a stream, cache of 1024 tokens"
+}
+
+step_attention() {
+  "$python" benchmark/attention_map.py "${here[@]}" --dataset_name "$text" --output "$output/attention_map.png" \
+    --title "SmolLM2-135M reading a novel"
+}
+
+step_chat() {
+  local questions
+  questions=${QUESTIONS:-$("$python" benchmark/mt_bench.py --output benchmark/texts/mt_bench.jsonl)}
+  for experiment in attention_sinks windowed transformers; do
+    once "$output/streaming_logs/$experiment.txt" demo/streaming.py "${here[@]}" --experiment "$experiment" \
+      --dataset_name "$questions" --window_size 1024 --max_new_tokens "${TURN_TOKENS:-24}"
+  done
+  "$python" benchmark/fluency.py "$output"/streaming_logs/*.txt --overwrite --output "$output/fluency.csv" \
+    --plot "$output/fluency.png" --title "SmolLM2-135M in a chat of 160 turns, cache of 1024 tokens"
+}
+
+step_endless() {
+  for experiment in attention_sinks windowed transformers; do
+    once "$output/endless_logs/$experiment.txt" demo/endless_generation.py "${here[@]}" --experiment "$experiment" \
+      --window_size 512 --min_new_tokens "${ENDLESS_TOKENS:-10000}" --max_new_tokens "${ENDLESS_TOKENS:-10000}"
+  done
+}
+
+once() { # log script [arguments]: what is broken off leaves no log behind
+  local log=$1
+  [ -e "$log" ] && return
+  mkdir -p "$(dirname "$log")"
+  rm -f "$log.partial"
+  "$python" "${@:2}" --log_file "$log.partial"
+  mv "$log.partial" "$log"
+}
+
+[ $# -gt 0 ] || set -- perplexity novel recall attention chat endless
+for step in "$@"; do
+  declare -F "step_$step" >/dev/null || { echo "smollm2.sh: error: there is no step $step." >&2; exit 2; }
 done
-
-"$python" benchmark/plot_perplexity.py --output_dir "$output" --features nll cache --average 1024 \
-  --title "SmolLM2-135M reading Python's documentation, cache of 1,024 tokens" \
-  --mark "1024=window" "8192=trained length" --output "$output/smollm2.png"
+for step in "$@"; do
+  "step_$step"
+done
