@@ -64,10 +64,9 @@ def checked_steps(args: argparse.Namespace) -> Iterator[dict]:
             logits = model(token, past_key_values=cache).logits
         seconds = perf_counter() - began
         first = torch.cat([first, tokens])[:sinks]
-        recent = torch.cat([recent, tokens])[-enough:]
+        recent = torch.cat([recent, tokens])[-(sinks + enough) :]
         steps = begin + len(tokens)
-        # Until they overlap, the sinks and the recent tokens are the whole stream.
-        relevant = torch.cat([first, recent]) if steps >= sinks + enough else torch.cat([recent])
+        relevant = recent if steps <= sinks + enough else torch.cat([first, recent[sinks:]])
         expected = naive_logits(plain, relevant, sinks, window)[-1]
         yield {
             "steps": steps,
