@@ -2,9 +2,11 @@ r"""How many answers of a long chat are still language: the logs of demo/streami
 
 An answer is lost if it holds fewer than 3 different English words (tokenised with NLTK, lower case), or if it is longer
 than 1,000 tokens and made of fewer than 26 different characters. The rules are those of the attention_sinks blog post;
-they are rough: they see gibberish, not bad sense.
+they are rough: they see gibberish, not bad sense. So answers that say, but for numbers, what an earlier one said are
+counted beside them.
 
-Columns of the CSV: experiment, response (1 is the first), tokens, real_words, distinct_characters, lost (0 or 1).
+Columns of the CSV: experiment, response (1 is the first), tokens, real_words, distinct_characters, lost (0 or 1),
+repeated (0 or 1).
 
 Example:
     python benchmark/fluency.py demo/streaming_logs/*/SmolLM2-135M-Instruct.txt --output benchmark/outputs/fluency.csv \
@@ -13,6 +15,7 @@ Example:
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -55,6 +58,15 @@ def judge(answer: str, words: frozenset[str]) -> dict:
     lost = real_words < FEWEST_WORDS or (len(tokens) > LONG_RESPONSE and characters < FEWEST_CHARACTERS)
     counts = {"tokens": len(tokens), "real_words": real_words, "distinct_characters": characters}
     return {**counts, "lost": int(lost)}
+
+
+def judge_all(answers: list[str], words: frozenset[str]) -> Iterator[dict]:
+    """One row per answer."""
+    said = set()
+    for number, answer in enumerate(answers, start=1):
+        letters = "".join(filter(str.isalpha, answer.lower()))
+        yield {"response": number, **judge(answer, words), "repeated": int(letters in said)}
+        said.add(letters)
 
 
 def read_logs(paths: list[Path]) -> dict[str, ChatLog]:
@@ -100,9 +112,9 @@ def main() -> None:
         words, source = load_words(args.words)
         print(f"{len(words):,} English words from {source}")
         rows = [
-            {"experiment": experiment, "response": number, **judge(answer, words)}
+            {"experiment": experiment, **row}
             for experiment, log in logs.items()
-            for number, answer in enumerate(log.answers, start=1)
+            for row in judge_all(log.answers, words)
         ]
         frame = pd.DataFrame(rows)
         if args.plot:
@@ -111,7 +123,8 @@ def main() -> None:
         fail(parser, error)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(args.output, index=False)
-    print(frame.groupby("experiment", sort=False)["lost"].agg(["size", "sum"]).set_axis(["answers", "lost"], axis=1))
+    answers = frame.groupby("experiment", sort=False)
+    print(answers.agg(answers=("response", "size"), lost=("lost", "sum"), repeated=("repeated", "sum")))
     print(args.output)
 
 

@@ -64,9 +64,10 @@ def test_every_answer_is_judged(fluency, tmp_path):
     done = fluency({"windowed": [GOOD, BAD, BAD], "attention_sinks": [GOOD] * 3}, "--plot", str(tmp_path / "f.png"))
     assert done.code == 0, done.errors
     frame = fluency.frame()
-    assert list(frame) == ["experiment", "response", "tokens", "real_words", "distinct_characters", "lost"]
+    assert list(frame) == ["experiment", "response", "tokens", "real_words", "distinct_characters", "lost", "repeated"]
     assert list(frame["experiment"]) == ["attention_sinks"] * 3 + ["windowed"] * 3
     assert list(frame["lost"]) == [0, 0, 0, 0, 1, 1]
+    assert list(frame["repeated"]) == [0, 1, 1, 0, 0, 1]
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     assert "words.txt" in done.output
 
@@ -87,6 +88,11 @@ def test_every_answer_is_judged(fluency, tmp_path):
 def test_the_two_rules(fluency, answer, lost):
     fluency({"windowed": [answer]})
     assert list(fluency.frame()["lost"]) == [lost]
+
+
+def test_an_answer_that_differs_in_its_number_alone_is_a_repetition(fluency):
+    fluency({"windowed": ["1. The old town.", "2. The old town.", "3. The town.", "The old Town"]})
+    assert list(fluency.frame()["repeated"]) == [0, 1, 0, 1]
 
 
 def test_paragraphs_and_the_summary_do_not_split_an_answer(fluency, tmp_path):
