@@ -37,7 +37,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("logs", type=Path, nargs="+", help="logs of demo/streaming.py, one per experiment; the last run in each counts")
     add("--output", type=Path, default=Path("benchmark/outputs/fluency.csv"), help="(default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing CSV")
-    add("--plot", type=Path, default=None, help="write the cumulative losses to a .png or .svg")
+    add("--plot", type=Path, default=None, help="write the cumulative counts to a .png or .svg")
     add("--title", default=None)
     add(
         "--words",
@@ -85,19 +85,19 @@ def read_logs(paths: list[Path]) -> dict[str, ChatLog]:
 
 
 def draw(frame: pd.DataFrame, title: str | None) -> plt.Figure:
-    figure, panel = plt.subplots(layout="constrained", figsize=(8, 4))
-    experiments = list(frame["experiment"].unique())
-    styles = make_styles(experiments)
-    for experiment in experiments:
-        losses = frame[frame["experiment"] == experiment].set_index("response")["lost"].cumsum()
-        panel.plot(losses, drawstyle="steps-post", linewidth=1.8, **styles[experiment])
-        panel.annotate(f"{losses.iloc[-1]}", (losses.index[-1], losses.iloc[-1]), (4, 0), textcoords="offset points")
-    panel.set(xlabel="answers given", ylabel="answers lost", xlim=0)
-    panel.set_ylim(bottom=0, top=max(5, panel.get_ylim()[1]))
-    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.grid(color="#DDDDDD", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, loc="upper left")
+    """Cumulative counts of lost answers and of repeated ones."""
+    figure, panels = plt.subplots(ncols=2, layout="constrained", figsize=(10, 4))
+    styles = make_styles(list(frame["experiment"].unique()))
+    for panel, column, label in zip(panels, ("lost", "repeated"), ("answers lost", "answers repeated"), strict=True):
+        for experiment, answers in frame.groupby("experiment", sort=False):
+            counts = answers.set_index("response")[column].cumsum()
+            panel.plot(counts, drawstyle="steps-post", linewidth=1.8, **styles[experiment])
+        top = max(5, panel.get_ylim()[1])
+        panel.set(xlabel="answers given", ylabel=f"{label}, so far", xlim=0, ylim=(-0.03 * top, top))
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(color="#DDDDDD", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     if title:
         figure.suptitle(title)
     return figure
