@@ -161,6 +161,9 @@ class Architecture:
         Whether the base model takes a ready mask of four dimensions.
     kinds : callable, default `layer_kinds`
         config -> LayerKind of each layer.
+    continues : bool, default True
+        Whether Transformers' states go on over a call of several tokens. Where they start anew, such a call is cut
+        into single tokens.
     limit : callable, optional
         config -> Limit or None.
     refuses : callable, optional
@@ -177,6 +180,7 @@ class Architecture:
     view: type[CallView] = CallView
     takes_mask: bool = True
     kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds
+    continues: bool = True
     limit: Callable[[PreTrainedConfig], Limit | None] = _nothing
     refuses: Callable[[PreTrainedConfig], str | None] = _nothing
     notes: str = ""

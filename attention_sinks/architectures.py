@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .architecture import (
     Architecture,
@@ -94,13 +95,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "iquestcoder": Architecture("LlamaAttention"),
     "jais": btlm.ARCHITECTURE,
     "jais2": Architecture("Jais2Attention"),
-    "jamba": Architecture("JambaAttention", NoPositions()),
+    "jamba": Architecture("JambaAttention", NoPositions(), continues=False),
     "jetmoe": Architecture("JetMoeAttention"),
     "kimi_linear": Architecture("KimiLinearAttention", NoPositions()),
     "kolibri1": Architecture("Kolibri1Attention", Rope(turns=sliding_layers_if_any)),
     "laguna": Architecture("LagunaAttention"),
     "lfm2": Architecture("Lfm2Attention"),
-    "lfm2_moe": Architecture("Lfm2MoeAttention"),
+    "lfm2_moe": Architecture("Lfm2MoeAttention", Rope(module="pos_emb")),
     "lfm3": Architecture("Lfm3Attention"),
     "llama": Architecture("LlamaAttention"),
     "llama4_text": llama4_text.ARCHITECTURE,
@@ -116,7 +117,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "moshi": Architecture("MoshiAttention", Rope(module="layers.0.self_attn.rotary_emb")),
     "mpt": mpt.ARCHITECTURE,
     "nanochat": Architecture("NanoChatAttention", Rope(HALVES_BACKWARDS)),
-    "nemotron": Architecture("NemotronAttention"),
+    "nemotron": Architecture("NemotronAttention", hands_on=False),
     "nemotron_h": Architecture("NemotronHAttention", NoPositions()),
     "olmo": Architecture("OlmoAttention"),
     "olmo2": Architecture("Olmo2Attention"),
@@ -143,7 +144,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "stablelm_epoch": Architecture("StableLmAttention", hands_on=False),
     "starcoder2": Architecture("Starcoder2Attention"),
     "vaultgemma": Architecture("VaultGemmaAttention"),
-    "zamba": Architecture("ZambaAttention", NoPositions()),
+    "zamba": Architecture("ZambaAttention", NoPositions(), continues=False),
     "zamba2": Architecture("Zamba2Attention"),
     "zaya": Architecture("ZayaAttention"),
     # Latent attention: what is turned lies in the values.
@@ -157,6 +158,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "youtu": Architecture("YoutuAttention", Rope(TRAILING_HALVES), rotated="values"),
 }
 
+
+OWN_TYPES = ("Yi", "btlm", "jais", "qwen", "stablelm_epoch")
+"""Types that Transformers does not know and this library registers."""
 
 WRAPPERS = {
     "emu3": "emu3_text_model",
@@ -173,7 +177,8 @@ WRAPPERS = {
 
 def supported_model_types() -> list[str]:
     """Sorted `config.model_type` strings that can stream and that the installed Transformers knows."""
-    return sorted({*ARCHITECTURES, *WRAPPERS} & set(CONFIG_MAPPING))
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *OWN_TYPES}
+    return sorted({*ARCHITECTURES, *WRAPPERS} & known)
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:

@@ -279,6 +279,12 @@ class AttentionSinkKVCache(Cache):
 
     # ---- the steps of a call
 
+    def begin(self) -> None:
+        """A call begins: remember what it may change in place."""
+        for layer in self.layers:
+            if isinstance(layer, StatesLayer):
+                layer.remember()
+
     def rebase(self, shift: tuple[int, ...], positions: tuple[Position, ...]) -> None:
         """Turn every recent key back by what its row's base moves; takes effect with `commit`."""
         moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1])[:, None]

@@ -29,6 +29,8 @@ def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = 
     """The base model's forward: check the call, cut it, run the pieces, then advance the streams."""
     inputs = read_inputs(model, args, kwargs)
     rows, outputs = inputs.rows, []
+    if inputs.cache is not None:
+        inputs.cache.begin()
     try:
         for piece in inputs.pieces(PIECE_SIZE):
             rows, output = _run(inputs, previous, piece, rows)

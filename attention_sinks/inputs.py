@@ -58,7 +58,10 @@ class Inputs:
 
     def pieces(self, size: int) -> list[slice]:
         """The columns of the call, cut into pieces of `size` where that changes nothing."""
-        size = size if self.cuttable else self.columns
+        if not self.injection.architecture.continues:
+            size = 1 if any(self.rows.seen) else self.columns
+        elif not self.cuttable:
+            size = self.columns
         return [slice(start, min(start + size, self.columns)) for start in range(0, self.columns, size)]
 
     def counts(self, piece: slice) -> tuple[int, ...]:
@@ -127,6 +130,8 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     real, order = _padding_left(real, device)
     if injection.has_states:
         _check_padding_of_states(real, order, cache)
+    if not injection.architecture.continues and cache is not None and any(cache.streams.seen) and columns > 1:
+        _check_single_tokens(injection, with_gradients)
     return Inputs(
         injection=injection,
         given=given,
@@ -226,6 +231,16 @@ def _check_padding_of_states(real: torch.Tensor | None, order: torch.Tensor | No
         "attention_mask has zeros after the first token of a row, but this model has linear attention or state space "
         "layers, whose states cannot leave them out; pad on the left, in the first call only."
     )
+
+
+def _check_single_tokens(injection: Injection, with_gradients: bool) -> None:
+    """A call that has to be cut into single tokens can be neither dense nor trained through."""
+    if with_gradients or injection.settings.prefill == "dense":
+        raise NotImplementedError(
+            f"the states of {type(injection.model).__name__} start anew in every call of several tokens, in "
+            "Transformers itself: with gradients or attention_sink_prefill='dense', pass one token at a time after the "
+            "first call."
+        )
 
 
 def _padding_left(real: torch.Tensor | None, device: torch.device):

@@ -25,19 +25,11 @@ class StatesLayer(LinearAttentionLayer):
         with torch.inference_mode(False):
             super().lazy_initialization(*args, **kwargs)
 
-    def update_conv_state(self, *args, **kwargs) -> torch.Tensor:
-        self._remember()
-        return super().update_conv_state(*args, **kwargs)
-
-    def update_recurrent_state(self, *args, **kwargs) -> torch.Tensor:
-        self._remember()
-        return super().update_recurrent_state(*args, **kwargs)
-
-    def _remember(self) -> None:
-        if self.before is None:
-            self.before = {name: dict(getattr(self, name)) for name in STATE_FACTS}
-            for name in STATE_TENSORS:
-                self.before[name] = {key: _copy(state) for key, state in getattr(self, name).items()}
+    def remember(self) -> None:
+        """Before a call: Transformers changes states in place."""
+        self.before = {name: dict(getattr(self, name)) for name in STATE_FACTS}
+        for name in STATE_TENSORS:
+            self.before[name] = {key: _copy(state) for key, state in getattr(self, name).items()}
 
     def commit(self) -> None:
         self.before = None

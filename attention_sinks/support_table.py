@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
 from .architecture import Architecture, LinearBias, NoPositions, Rope, RopeTable
-from .architectures import ARCHITECTURES, WRAPPERS
+from .architectures import ARCHITECTURES, WRAPPERS, supported_model_types
 from .models.btlm.streaming_btlm import StoredSlopes
 from .positions import NEIGHBOURS
 from .versions import transformers_release
@@ -32,12 +32,12 @@ FLAGS = {
 def support_table() -> str:
     """One row for all model types whose facts are the same, those with the most types first."""
     types = defaultdict(list)
-    for model_type in sorted(ARCHITECTURES):
-        if model_type in CONFIG_MAPPING:  # older Transformers have fewer
+    for model_type in supported_model_types():
+        if model_type not in WRAPPERS:
             types[_facts(model_type)].append(f"`{model_type}`")
     rows = sorted(types.items(), key=lambda row: (-len(row[1]), row[1]))
     lines = [HEADINGS, ("---",) * len(HEADINGS), *((", ".join(names), *facts) for facts, names in rows)]
-    wrappers = ", ".join(f"`{model_type}`" for model_type in sorted(WRAPPERS) if model_type in CONFIG_MAPPING)
+    wrappers = ", ".join(f"`{model_type}`" for model_type in supported_model_types() if model_type in WRAPPERS)
     also = f"Models for more than text stream by the decoder inside: {wrappers}."
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", also])
 

@@ -328,7 +328,7 @@ ROWS = [
         pads_later=False,
         **MAMBA,
     ),
-    row("falcon_h1", "hybrid", mamba_d_ssm=64, num_hidden_layers=2, pads_later=False, **MAMBA),
+    row("falcon_h1", "hybrid", mamba_d_ssm=128, num_hidden_layers=2, pads_later=False, **MAMBA),
     row("granitemoehybrid", "no positions", "linear_attention", position_embedding_type="nope", **MAMBA, **LINEAR),
     row("granitemoehybrid", "rope halves", "linear_attention", position_embedding_type="rope", **MAMBA, **LINEAR),
     row(
@@ -345,7 +345,15 @@ ROWS = [
         pads_later=False,
         one_layer={"num_hidden_layers": 1, "attn_layer_offset": 0},
     ),
-    row("kimi_linear", "no positions", "linear_attention", linear_head_dim=16, linear_num_heads=4, **LINEAR),
+    row(
+        "kimi_linear",
+        "no positions",
+        "linear_attention",
+        num_experts_per_token=2,
+        linear_head_dim=16,
+        linear_num_heads=4,
+        **LINEAR,
+    ),
     row("lfm2", "conv", "query-key norm", **CONV),
     row("lfm2_moe", "conv", "experts", num_dense_layers=1, **CONV),
     row(
