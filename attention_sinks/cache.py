@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import copy
-import operator
 import os
 import weakref
 from collections import defaultdict
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
 
 from .architecture import Position
+from .cache_layers import cache_layers
 from .call import Call
-from .injection import Injection, injection_of
+from .crop import CroppableCache
+from .injection import injection_of
 from .layer import SinkLayer
-from .positions import Rotary
 from .rows import Rows
 from .settings import SinkSettings
 from .snapshot import restore_snapshot, settings_of, take_snapshot
-from .states_layer import EmptyLayer, SinkAndStatesLayer, StatesLayer
+from .states_layer import StatesLayer
 from .storage import read_file, write_file
 from .streams import Streams
-from .trail import COMMITTED_COLUMNS
 
 
-class AttentionSinkKVCache(Cache):
+class AttentionSinkKVCache(CroppableCache):
     """Sinks and window of every layer, for every row of a batch; constant in memory however long the streams.
 
     Every row is a stream of its own. A query sees the first S tokens of its stream and the W most recent ones, at
@@ -73,7 +71,7 @@ class AttentionSinkKVCache(Cache):
         reaches = injection.reaches(self.settings)
         self.streams = Streams(min(reach.visible_size for reach in reaches if reach is not None))
         self._model = weakref.ref(injection.model)
-        super().__init__(layers=_layers(injection, self.settings, self.streams))
+        super().__init__(layers=cache_layers(injection, self.settings, self.streams))
 
     # ---- what it holds
 
@@ -96,10 +94,6 @@ class AttentionSinkKVCache(Cache):
     @property
     def _undo_tensors(self) -> list[torch.Tensor]:
         return [tensor for layer in self._sink_layers for tensor in layer.log.tensors]
-
-    @property
-    def _sink_layers(self) -> list[SinkLayer]:
-        return [layer for layer in self.layers if isinstance(layer, SinkLayer)]
 
     @property
     def is_initialized(self) -> bool:
@@ -159,84 +153,6 @@ class AttentionSinkKVCache(Cache):
         self.streams.select(indices.tolist())
         for layer in self.layers:
             layer.batch_select_indices(indices)
-
-    # ---- taking back
-
-    def activate_past_recording(self) -> None:
-        """From now on keep what leaves the window, so that `crop` can take more than one token back from a full row.
-
-        What is kept grows by the tokens fed between two crops, to those of 1,024 columns at most.
-        """
-        self._check_own_layers("activate_past_recording()")
-        for layer in self._sink_layers:
-            layer.activate_past_recording()
-
-    def deactivate_past_recording(self) -> None:
-        """Stop what `activate_past_recording` began and let go of what was kept for it."""
-        for layer in self._sink_layers:
-            layer.record_past = False
-            layer.log.clear()
-        self.streams.forget(0)
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether what leaves the window is kept for `crop`."""
-        return all(layer.record_past for layer in self._sink_layers)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take the last input columns back: the streams are as if they had never been fed.
-
-        One column can be taken back once after every call, and any number while no row has more than S+W+1 tokens.
-        More of a full row needs `activate_past_recording()` before they are fed, and then at most 1,024.
-
-        Parameters
-        ----------
-        tokens_to_remove : int
-            -n takes n columns back, padding included, as Transformers counts them. 0 takes nothing back and lets go of
-            what was recorded, but for the last 64 columns.
-
-        Raises
-        ------
-        ValueError
-            For a positive number, or for more columns than can be taken back; the cache is then as it was.
-        """
-        columns = -operator.index(tokens_to_remove)
-        if columns < 0:
-            raise ValueError(
-                f"crop({-columns}) is not supported: pass a negative number, crop({columns}) takes {-columns} back."
-            )
-        self._check_own_layers(f"crop({-columns})")
-        if columns == 0:
-            return self._forget()
-        if columns > self.streams.returnable:
-            raise ValueError(
-                f"crop(-{columns}) asks for more than is kept: {self.streams.returnable} of the columns fed can be "
-                "taken back now. Call activate_past_recording() before feeding what you may want to take back, or make "
-                "a copy.deepcopy(cache) first."
-            )
-        before, trail = self.streams.rows, self.streams.trail
-        after = before.back(trail.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
-        positions = injection_of(self._owner()).positions(self.settings)
-        with torch.no_grad():
-            for layer, position in zip(self.layers, positions, strict=True):
-                if isinstance(layer, SinkLayer):
-                    layer.take_back(before, after, position)
-        self.streams.back(after, columns)
-
-    def _forget(self) -> None:
-        """Keep what happened: nobody will ask for more than the last columns back."""
-        if self.is_recording:
-            for layer in self._sink_layers:
-                layer.log.trim(COMMITTED_COLUMNS)
-            self.streams.forget(COMMITTED_COLUMNS)
-
-    def _check_own_layers(self, action: str) -> None:
-        for index, layer in enumerate(self.layers):
-            if isinstance(layer, StatesLayer) or not isinstance(layer, (SinkLayer, EmptyLayer)):
-                raise NotImplementedError(
-                    f"{action} is not supported: layer {index} keeps a {type(layer).__name__}, whose state cannot be "
-                    "taken back or stored; use copy.deepcopy(cache) instead."
-                )
 
     # ---- saving
 
@@ -342,19 +258,3 @@ class AttentionSinkKVCache(Cache):
             f"{type(self).__name__} cannot be pickled: it belongs to a model. Use cache.save(path) and "
             f"{type(self).__name__}.load(path, model), or copy.deepcopy(cache)."
         )
-
-
-def _layers(injection: Injection, settings: SinkSettings, streams: Streams) -> list:
-    """A layer of ours for each that has keys and values; Transformers' own for states that are not per token."""
-    layers = []
-    places = zip(injection.kinds, injection.reaches(settings), injection.positions(settings), strict=True)
-    for kind, reach, position in places:
-        turned = isinstance(position, Rotary) and position.turned
-        rotated = injection.architecture.rotated if turned else None
-        if not kind.stores:
-            layers.append(StatesLayer(kind.states) if kind.states else EmptyLayer())
-        elif kind.states:
-            layers.append(SinkAndStatesLayer(reach, streams, rotated, kind.states))
-        else:
-            layers.append(SinkLayer(reach, streams, rotated))
-    return layers

@@ -46,15 +46,14 @@ class Trail:
         memory = RECORDED_COLUMNS + self.room
         new = _bits(real, columns, memory, len(self.tokens))
         remembered = (1 << memory) - 1
-        tokens = tuple((old << columns | bits) & remembered for old, bits in zip(self.tokens, new, strict=True))
-        trail = replace(self, length=min(self.length + columns, memory), tokens=tokens)
+        tokens = tuple([(old << columns | bits) & remembered for old, bits in zip(self.tokens, new, strict=True)])
+        length, floor = min(self.length + columns, memory), self.floor
         if recording:
-            return trail.with_log_of(RECORDED_COLUMNS, after)
-        floor = tuple(
-            t - 1 if t > max(self.room, t_before) else low  # the slot of the token just evicted still holds it
-            for t_before, t, low in zip(before.seen, after.seen, self.floor, strict=True)
-        )
-        return replace(trail, floor=floor)
+            return Trail(self.room, length, tokens, floor).with_log_of(RECORDED_COLUMNS, after)
+        if max(after.seen) > self.room:  # the slot of the token just evicted still holds it
+            fed = zip(before.seen, after.seen, floor, strict=True)
+            floor = tuple([t - 1 if t > max(self.room, t_before) else low for t_before, t, low in fed])
+        return Trail(self.room, length, tokens, floor)
 
     def count(self, columns: int) -> tuple[int, ...]:
         """Tokens of each row among the last `columns` columns."""

@@ -1,0 +1,28 @@
+"""Which layers a cache is made of."""
+
+from __future__ import annotations
+
+from .injection import Injection
+from .layer import SinkLayer
+from .positions import Rotary
+from .settings import SinkSettings
+from .states_layer import EmptyLayer, SinkAndStatesLayer, StatesLayer
+from .streams import Streams
+
+CacheLayer = SinkLayer | SinkAndStatesLayer | StatesLayer | EmptyLayer
+
+
+def cache_layers(injection: Injection, settings: SinkSettings, streams: Streams) -> list[CacheLayer]:
+    """A layer of ours for each that has keys and values; Transformers' own for states that are not per token."""
+    layers = []
+    places = zip(injection.kinds, injection.reaches(settings), injection.positions(settings), strict=True)
+    for kind, reach, position in places:
+        turned = isinstance(position, Rotary) and position.turned
+        rotated = injection.architecture.rotated if turned else None
+        if not kind.stores:
+            layers.append(StatesLayer(kind.states) if kind.states else EmptyLayer())
+        elif kind.states:
+            layers.append(SinkAndStatesLayer(reach, streams, rotated, kind.states))
+        else:
+            layers.append(SinkLayer(reach, streams, rotated))
+    return layers
