@@ -31,14 +31,21 @@ class FinishedRows:
 
 
 class RecordingUntilDone:
-    """Assisted decoding makes a cache record and never stops it: this does, once all rows are done."""
+    """Assisted decoding makes a cache record and never stops it: this does, once all rows are done.
+
+    Some versions of Transformers ask their criteria about a draft, too, before they feed it and take a part of it back;
+    a round has ended when columns have been fed since the criteria were last asked.
+    """
 
     def __init__(self, cache: AttentionSinkKVCache) -> None:
-        self._cache = weakref.ref(cache)
+        self._cache, self._columns = weakref.ref(cache), cache.get_seq_length()
 
     def record(self, done: torch.Tensor) -> None:
         cache = self._cache()
-        if cache is not None and bool(done.all()):
+        if cache is None:
+            return
+        before, self._columns = self._columns, cache.get_seq_length()
+        if self._columns != before and bool(done.all()):
             cache.deactivate_past_recording()
 
 

@@ -109,7 +109,7 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
 def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *args: Any, **kwargs: Any) -> dict:
     """After a call all columns so far are in the cache: the next call needs no mask of them."""
     if isinstance(model_kwargs.get("past_key_values"), AttentionSinkKVCache):
-        model_kwargs = {**model_kwargs, "attention_mask": None}
+        model_kwargs = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
     return type(model)._update_model_kwargs_for_generation(model, outputs, model_kwargs, *args, **kwargs)
 
 
@@ -146,7 +146,7 @@ def _check(generation_config: GenerationConfig, cache: Any, mask: torch.Tensor |
             f"{generation_config.num_beams} or num_return_sequences={generation_config.num_return_sequences}); use "
             "cache.batch_repeat_interleave(n) or a cache of its own for every call."
         )
-    if mask is not None and mask.dim() == 2 and not bool(mask[:, -1].all()):
+    if mask is not None and mask.dim() == 2 and not bool(mask[:, -1:].all()):
         padded = (mask[:, -1] == 0).nonzero()[:, 0].tolist()
         raise ValueError(
             f"attention_mask ends with padding in rows {padded}: what follows a prompt must follow its last token; "
