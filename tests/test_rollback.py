@@ -335,9 +335,9 @@ def test_crop_of_an_empty_cache(model):
 
 def test_it_says_that_it_can_be_cropped(model):
     cache = AttentionSinkKVCache(model)
-    assert cache.is_croppable and not cache.is_recording_past(0)
+    assert cache.is_croppable and not cache.is_recording
     cache.activate_past_recording()
-    assert cache.is_recording_past(0) and cache.is_recording
+    assert cache.is_recording
 
 
 def test_layers_of_another_kind_are_refused(model):
