@@ -46,7 +46,7 @@ def decode(
     _check_mode(config)
     _limit(config, model.generation_config, prompt_length=max(map(len, prompts)))
     device = "cpu" if model.device.type == "meta" else model.device  # weights on disk come in where the input is
-    ids, mask = _left_padded(prompts, config.pad_token_id, device)
+    ids, mask = _left_padded(prompts, device)
     # The criterion is made here because `generate` keeps the tokenizer from a loop that is not its own.
     stop_strings, config.stop_strings = config.stop_strings, None
     criteria = [StopStringCriteria(tokenizer, stop_strings)] if stop_strings else []
@@ -131,9 +131,9 @@ def _check_mode(config: GenerationConfig) -> None:
         )
 
 
-def _left_padded(prompts: list[list[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, both [batch, longest]."""
+def _left_padded(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, both [batch, longest]; a row's own first token pads it: some versions penalise padding."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=device)
+    ids = torch.tensor([row[:1] * (longest - len(row)) + row for row in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
     return ids, mask

@@ -262,7 +262,7 @@ def test_stop_strings_end_an_answer(of_model):
 @pytest.mark.parametrize("ends", [END, ENDS], ids=["cut_off", "ended_one_by_one"])
 def test_conversations_side_by_side_are_what_each_is_alone(ends):
     questions = [["w1", "w2 w3 w4 w5 w6", "w7 w8"], ["w9 w10 w11", "w12", "w13"], ["w1 " * 40, "w2", "w3 w4"]]
-    config = GenerationConfig(eos_token_id=ends, **SPEAKS)
+    config = GenerationConfig(eos_token_id=ends, **SPEAKS, repetition_penalty=5.0, pad_token_id=60)
     together = chat_with(DEFAULT_SYSTEM, generation_config=config)
     fed = Fed(together.model)
     answers, waits = [], False
