@@ -136,7 +136,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_5_text": Architecture("Qwen3_5Attention"),
     "qwen3_moe": Architecture("Qwen3MoeAttention"),
     "qwen3_next": Architecture("Qwen3NextAttention"),
-    "qwen4_exp_text": Architecture("Qwen4ExpTextAttention"),
     "seed_oss": Architecture("SeedOssAttention"),
     "smollm3": Architecture("SmolLM3Attention", Rope(turns=by_no_rope_layers)),
     "solar_open": Architecture("SolarOpenAttention"),
@@ -146,7 +145,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vaultgemma": Architecture("VaultGemmaAttention"),
     "zamba": Architecture("ZambaAttention", NoPositions(), continues=False),
     "zamba2": Architecture("Zamba2Attention"),
-    "zaya": Architecture("ZayaAttention"),
     # Latent attention: what is turned lies in the values.
     "axk1": Architecture("AXK1Attention", Rope(TRAILING_HALVES), rotated="values"),
     "bailing_hybrid": Architecture("BailingHybridAttention", Rope(TRAILING_HALVES), rotated="values"),
@@ -164,13 +162,15 @@ OWN_TYPES = ("Yi", "btlm", "jais", "qwen", "stablelm_epoch")
 
 WRAPPERS = {
     "emu3": "emu3_text_model",
+    "fuyu": "persimmon",
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
+    "got_ocr2": "qwen2",
     "llama4": "llama4_text",
+    "moss_transcribe_diarize": "qwen3",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
-    "qwen4_exp": "qwen4_exp_text",
 }
 """Multimodal models -> their text decoders, which stream; images and sound are refused when they come."""
 

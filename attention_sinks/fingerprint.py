@@ -30,7 +30,8 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
 
     Adapters that are not merged count as weights. Weights that are not in memory (offloaded to disk) are left out.
     """
-    facts = {name: _plain(getattr(model.config, name)) for name in FACTS if hasattr(model.config, name)}
+    known = model.config.to_dict()
+    facts = {name: _plain(known[name]) for name in FACTS if name in known}
     parts: dict[str, Any] = {}
     unknown = set()
     for name, weight in model.named_parameters():

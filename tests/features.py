@@ -14,7 +14,8 @@ def features_of(model):
     found |= {_scheme(position) for position in positions}
     rotaries = [position for position in positions if isinstance(position, Rotary)]
     found |= {f"rope:{kind}" for kind in _rope_types(model)}
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    first = config.per_layer_config[0] if getattr(config, "per_layer_config", None) else config
+    width = getattr(first, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if any(2 * len(rotary.frequencies()[0]) < width for rotary in rotaries):
         found.add("partial")
     if len({tuple(rotary.frequencies()[0].tolist()) for rotary in rotaries}) > 1:

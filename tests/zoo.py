@@ -72,6 +72,7 @@ class Animal:
     claims: frozenset = frozenset()
     implementations: tuple = ("sdpa", "eager")
     pads_later: bool = True
+    scale: float = 0.2
     text: str | None = None
     parts: dict = field(default_factory=dict)
     one_layer: dict = field(default_factory=lambda: {"num_hidden_layers": 1})
@@ -88,7 +89,7 @@ class Animal:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config).float().eval()
-        return randomise(model)
+        return randomise(model, self.scale)
 
 
 def tiny_config(model_type, changes):
@@ -98,7 +99,7 @@ def tiny_config(model_type, changes):
     return AutoConfig.for_model(model_type, **{**SIZES, **parts, **latent, **changes})
 
 
-def randomise(model):
+def randomise(model, scale):
     """Fill `model` with weights that make its logits depend on everything."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -109,9 +110,9 @@ def randomise(model):
                 if isinstance(module, nn.Embedding):
                     parameter.copy_(noise)
                 elif norm and name == "weight":
-                    parameter.add_(0.2 * noise)
+                    parameter.add_(scale * noise)
                 else:
-                    parameter.copy_(0.2 * noise)
+                    parameter.copy_(scale * noise)
         head = model.get_output_embeddings()
         head.weight.div_(model(random_ids(1, 64)).logits.std())
     return model
@@ -167,9 +168,9 @@ ONE_FULL_LAYER = {**ONE_LAYER, "layer_types": ["full_attention"]}
 
 
 def row(model_type, *claims, implementations=("sdpa", "eager"), one_layer=None, pads_later=True, **config):
-    text, parts = config.pop("text", None), config.pop("parts", {})
+    text, parts, scale = config.pop("text", None), config.pop("parts", {}), config.pop("scale", 0.2)
     one_layer = one_layer or (ONE_FULL_LAYER if "layer_types" in config else ONE_LAYER)
-    return Animal(model_type, config, frozenset(claims), implementations, pads_later, text, parts, one_layer)
+    return Animal(model_type, config, frozenset(claims), implementations, pads_later, scale, text, parts, one_layer)
 
 
 SIGLIP = {
@@ -184,6 +185,20 @@ SIGLIP = {
     "mm_tokens_per_image": 1,
 }
 WIDE_FULL = {"1": {"head_dim": 32}, "3": {"head_dim": 32}}
+GOT = {
+    "vision_config": {
+        "hidden_size": 16,
+        "output_channels": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        "mlp_dim": 16,
+        "global_attn_indexes": [0],
+        "window_size": 2,
+    }
+}
+MOSS = {"audio_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}}
 NO_TOWERS = {"vision_config": None, "audio_config": None}
 LLAMA4 = {
     "num_hidden_layers": 3,
@@ -272,7 +287,7 @@ ROWS = [
     row("qwen3_moe", "experts", "query-key norm"),
     row("seed_oss"),
     row("smollm3", "no positions", "rope halves", num_hidden_layers=3, no_rope_layers=[1, 0, 1]),
-    row("solar_open", "experts", "partial", rope_parameters=partial_rope(0.5)),
+    row("solar_open", "experts"),
     row("stablelm", "partial", "grouped heads", "query-key norm", qk_layernorm=True, use_qkv_bias=True),
     row("starcoder2"),
     # Scales that depend on the query's position.
@@ -389,7 +404,6 @@ ROWS = [
     row("qwen3_5_text", "linear_attention", "partial", **GATED, **LINEAR),
     row("qwen3_5_moe_text", "linear_attention", "partial", "experts", **GATED, **LINEAR),
     row("qwen3_next", "linear_attention", "partial", "experts", **GATED, **LINEAR),
-    row("qwen4_exp_text", "linear_attention", "experts", **GATED, **LINEAR),
     row(
         "zamba",
         "no positions",
@@ -406,6 +420,7 @@ ROWS = [
     row(
         "zamba2",
         "hybrid",
+        scale=0.1,
         use_mem_rope=True,
         num_hidden_layers=3,
         layers_block_type=["linear_attention", "hybrid", "hybrid"],
@@ -419,15 +434,6 @@ ROWS = [
         num_mem_blocks=1,
         pads_later=False,
         one_layer={"num_hidden_layers": 1, "layers_block_type": ["hybrid"], "hybrid_layer_ids": [0]},
-    ),
-    row(
-        "zaya",
-        "hybrid",
-        "partial",
-        num_hidden_layers=2,
-        layer_types=["hybrid", "hybrid"],
-        pads_later=False,
-        one_layer={"num_hidden_layers": 1, "layer_types": ["hybrid"]},
     ),
     # Latent attention.
     row("axk1", "latent", "experts"),
@@ -490,7 +496,9 @@ ROWS = [
     row("llama4", "no positions", text="llama4_text", one_layer=LLAMA4_ONE, **LLAMA4),
     row("qwen3_5", "linear_attention", text="qwen3_5_text", **GATED, **LINEAR),
     row("qwen3_5_moe", "linear_attention", "experts", text="qwen3_5_moe_text", **GATED, **LINEAR),
-    row("qwen4_exp", "linear_attention", "experts", text="qwen4_exp_text", **GATED, **LINEAR),
+    row("fuyu", "query-key norm", "partial", text="persimmon"),
+    row("got_ocr2", text="qwen2", parts=GOT, implementations=EAGER),
+    row("moss_transcribe_diarize", "query-key norm", text="qwen3", parts=MOSS),
 ]
 
 # Older Transformers do not know all of them.
