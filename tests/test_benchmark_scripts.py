@@ -87,7 +87,8 @@ def test_smollm2_makes_every_committed_result(calls, tmp_path):
     counts |= {"streaming": 3, "fluency": 1, "endless_generation": 3}
     assert {name: names.count(name) for name in names} == counts
     written = {f"{args.name}.csv" for name, args in made if name == "perplexity"}
-    written |= {args.output.name for _, args in made if getattr(args, "output", None)}
+    for option in ("output", "plot"):
+        written |= {path.name for _, args in made if (path := getattr(args, option, None))}
     committed = BENCHMARK / "outputs_smollm2_135m"
     assert {path.name for path in committed.glob("*.[cp][sn][vg]")} - {"attention_map.csv"} <= written
     assert {path.name for path in (committed / "recall").iterdir()} <= {
