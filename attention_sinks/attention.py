@@ -88,6 +88,8 @@ def _attend_token(module, query, key, value, mask, call, scaling, dropout, **kwa
     step: TokenStep = call.step
     if mask is not None and "flash" in call.implementation:
         mask = step.visible[:, 0, 0]
+    elif mask is None and call.implementation == "eager":  # some add it without asking whether there is one
+        mask = query.new_zeros((1, 1, 1, step.used))
     elif mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     attend_by = _implementation(module, call.implementation)

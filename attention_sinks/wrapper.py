@@ -20,7 +20,8 @@ def wrapper_forward(module: nn.Module, *args: Any, previous: Callable | None = N
     """The forward of a model around the decoder: hands the 2D mask through, which it takes for masks that are ready."""
     given = named_arguments(type(module), args, kwargs)
     for name, value in given.items():
-        if name.startswith(MEDIA) and value is not None:
+        brings = any(part is not None for part in value.values()) if isinstance(value, dict) else value is not None
+        if name.startswith(MEDIA) and brings:
             raise NotImplementedError(
                 f"{name} cannot be used with attention sinks: {type(module).__name__} streams text only; leave it out, "
                 "or remove_attention_sinks(model) first."

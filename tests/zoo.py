@@ -45,6 +45,11 @@ PARTS = {
     "kv_lora_rank": 16,
     "qk_nope_head_dim": 8,
     "v_head_dim": 16,
+    "num_expert_group": 1,
+    "num_experts_per_token": 2,
+    "num_shared_experts": 1,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8,
 }
 LATENT = {"qk_rope_head_dim": 8, "head_dim": 8, "num_key_value_heads": 4}
 SLIDING = {
@@ -164,6 +169,8 @@ def partial_rope(factor):
 
 ONE_LAYER = {"num_hidden_layers": 1}
 ALWAYS_SEVERAL = {"num_hidden_layers": None}
+ONE_OWN = {**ONE_LAYER, "layer_types": ["full_attention"], "num_kv_shared_layers": 0}
+ONE_WIDE = {**ONE_OWN, "per_layer_config": {"0": {"head_dim": 32}}}
 ONE_FULL_LAYER = {**ONE_LAYER, "layer_types": ["full_attention"]}
 
 
@@ -319,9 +326,9 @@ ROWS = [
     row("flint", "learned sinks", "query-key norm", implementations=EAGER, **SLIDING),
     row("gemma2", "softcap", "sliding_attention", implementations=EAGER, **SLIDING),
     row("gemma3_text", "two thetas", "query-key norm", "sliding_attention", **SLIDING),
-    row("gemma3n_text", "two thetas", "shared keys", **SHARED),
-    row("gemma4_text", "shared keys", per_layer_config=WIDE_FULL, **SHARED),
-    row("gemma4_unified_text", "sliding_attention", per_layer_config=None, **SLIDING),
+    row("gemma3n_text", "two thetas", "shared keys", one_layer=ONE_OWN, **SHARED),
+    row("gemma4_text", "shared keys", per_layer_config=WIDE_FULL, one_layer=ONE_WIDE, **SHARED),
+    row("gemma4_unified_text", "sliding_attention", hidden_size_per_layer_input=0, per_layer_config=None, **SLIDING),
     row("gpt_oss", "learned sinks", "rope:yarn", "experts", implementations=EAGER, rope_parameters=YARN, **SLIDING),
     row("granite_swa", "learned sinks", "sliding_attention", implementations=EAGER, **SLIDING),
     row("granitemoe_swa", "learned sinks", "experts", implementations=EAGER, **SLIDING),
@@ -343,7 +350,9 @@ ROWS = [
         pads_later=False,
         **MAMBA,
     ),
-    row("falcon_h1", "hybrid", mamba_d_ssm=128, num_hidden_layers=2, pads_later=False, **MAMBA),
+    row(
+        "falcon_h1", "hybrid", one_layer=ALWAYS_SEVERAL, mamba_d_ssm=128, num_hidden_layers=2, pads_later=False, **MAMBA
+    ),
     row("granitemoehybrid", "no positions", "linear_attention", position_embedding_type="nope", **MAMBA, **LINEAR),
     row("granitemoehybrid", "rope halves", "linear_attention", position_embedding_type="rope", **MAMBA, **LINEAR),
     row(
@@ -400,7 +409,7 @@ ROWS = [
         pads_later=False,
         one_layer={"layers_block_type": ["full_attention"]},
     ),
-    row("olmo_hybrid", "linear_attention", "query-key norm", **GATED, **LINEAR),
+    row("olmo_hybrid", "linear_attention", "query-key norm", one_layer=ALWAYS_SEVERAL, **GATED, **LINEAR),
     row("qwen3_5_text", "linear_attention", "partial", **GATED, **LINEAR),
     row("qwen3_5_moe_text", "linear_attention", "partial", "experts", **GATED, **LINEAR),
     row("qwen3_next", "linear_attention", "partial", "experts", **GATED, **LINEAR),
@@ -415,7 +424,7 @@ ROWS = [
         mamba_dt_rank=8,
         attention_head_dim=32,
         pads_later=False,
-        one_layer={"num_hidden_layers": 1, "layers_block_type": ["hybrid"]},
+        one_layer=ALWAYS_SEVERAL,
     ),
     row(
         "zamba2",
@@ -433,7 +442,7 @@ ROWS = [
         attention_head_dim=32,
         num_mem_blocks=1,
         pads_later=False,
-        one_layer={"num_hidden_layers": 1, "layers_block_type": ["hybrid"], "hybrid_layer_ids": [0]},
+        one_layer=ALWAYS_SEVERAL,
     ),
     # Latent attention.
     row("axk1", "latent", "experts"),
@@ -481,6 +490,7 @@ ROWS = [
         text="gemma4_text",
         parts=NO_TOWERS,
         pad_token_id=0,
+        one_layer=ONE_WIDE,
         per_layer_config=WIDE_FULL,
         **SHARED,
     ),
