@@ -60,7 +60,7 @@ class Rope:
         """The positions of each layer, for a cache whose queries see at most `length` tokens."""
         module, config = base.get_submodule(self.module), base.config
         by_name = isinstance(module.rope_type, dict)
-        names = config.layer_types if by_name else [None] * config.num_hidden_layers
+        names = (config.layer_types if by_name else [None] * config.num_hidden_layers)[: config.num_hidden_layers]
         rotaries = {
             (name, turned): Rotary(partial(module_frequencies, module, length, name), self.pairing, turned)
             for name in set(names) & set(module.rope_type if by_name else [None])

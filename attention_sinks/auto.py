@@ -62,10 +62,10 @@ class _Streaming:
 
 
 def _peek(name: Any, kwargs: dict[str, Any]):
-    """The config of a checkpoint, or None where there is none to read (an adapter's folder, say)."""
+    """The config of a checkpoint, or None where there is none to read (an adapter's folder, say): loading will tell."""
     try:
         return AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs})
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

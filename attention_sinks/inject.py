@@ -135,11 +135,16 @@ def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
     patches += [_forward_patch(module, rotary_forward) for module in facts.scheme(base.config).modules(base)]
     own_config, written_out = _with_attention(base.config), facts.forward
     forward = partial(written_out_forward, function=written_out) if written_out else attention_forward
-    for module in base.modules():
-        if type(module).__name__ == facts.attention:
-            patches.append(_forward_patch(module, forward))
-            if not written_out:
-                patches.append(Patch(module, "config", own_config))
+    attention = [module for module in base.modules() if type(module).__name__ == facts.attention]
+    if not attention:
+        raise NotImplementedError(
+            f"{type(base).__name__} has no {facts.attention}, which attention_sinks knows how to patch; use the class "
+            "of Transformers for this model_type."
+        )
+    for module in attention:
+        patches.append(_forward_patch(module, forward))
+        if not written_out:
+            patches.append(Patch(module, "config", own_config))
     if outer.can_generate():
         patches += [
             Patch(outer, name, _bound(override, outer, getattr(type(outer), name)))

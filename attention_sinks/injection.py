@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ class Injection:
     model: PreTrainedModel
     settings: SinkSettings
     architecture: Architecture
+    _kinds: dict[int, tuple[LayerKind, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def fit(self, settings: SinkSettings) -> SinkSettings:
         """`settings` as this model can use them: W is cut, with one warning, where all layers slide natively.
@@ -72,10 +73,13 @@ class Injection:
         )
         return replace(settings, window_size=window)
 
-    @cached_property
+    @property
     def kinds(self) -> tuple[LayerKind, ...]:
-        """The kind of each layer."""
-        return self.architecture.kinds(self.model.config)
+        """The kind of each layer; read once for each number of layers, which changes while `generate` exits early."""
+        config = self.model.config
+        if config.num_hidden_layers not in self._kinds:
+            self._kinds[config.num_hidden_layers] = self.architecture.kinds(config)
+        return self._kinds[config.num_hidden_layers]
 
     @cached_property
     def has_states(self) -> bool:

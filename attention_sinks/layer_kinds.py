@@ -40,7 +40,7 @@ class LayerKind:
 def layer_kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
     """The kind of every layer of a decoder with `config`, by layer index."""
     count = config.num_hidden_layers
-    names = getattr(config, "layer_types", None) or [_only_name(config)] * count
+    names = (getattr(config, "layer_types", None) or [_only_name(config)] * count)[:count]
     return tuple(_kind(config, index, name, index < count - _sharing(config)) for index, name in enumerate(names))
 
 

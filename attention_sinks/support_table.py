@@ -32,8 +32,8 @@ FLAGS = {
 def support_table() -> str:
     """One row for all model types whose facts are the same, those with the most types first."""
     types = defaultdict(list)
-    for model_type in supported_model_types():
-        if model_type not in WRAPPERS:
+    for model_type in sorted(ARCHITECTURES):
+        if model_type in supported_model_types():
             types[_facts(model_type)].append(f"`{model_type}`")
     rows = sorted(types.items(), key=lambda row: (-len(row[1]), row[1]))
     lines = [HEADINGS, ("---",) * len(HEADINGS), *((", ".join(names), *facts) for facts, names in rows)]

@@ -25,6 +25,7 @@ PUBLIC_NAMES = [
     "inject_attention_sinks",
     "remove_attention_sinks",
     "attention_sinks_injected",
+    "StreamingChat",
     "contrastive_search",
     "supported_model_types",
     "__version__",
