@@ -1,6 +1,7 @@
 """What every architecture must do: checks over one tiny model, in a few seconds. See `zoo` for the models."""
 
 import copy
+import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
@@ -188,6 +189,27 @@ def caches_do_not_meet(animal):
         assert_close(torch.cat(part), expected(animal, row, *size))
 
 
+def saved_and_cropped_streams_go_on(animal):
+    """Contract 7: loading goes on bit for bit, cropping as if what it took back had never been fed."""
+    model, ids = streaming(animal), random_ids(LENGTH)
+    _, cache = stream(model, ids[None, :50], [20, 1, 29])
+    with tempfile.TemporaryDirectory() as folder:
+        if injection_of(model).has_states:
+            with pytest.raises(NotImplementedError):
+                cache.save(f"{folder}/cache")
+            with pytest.raises(NotImplementedError):
+                cache.crop(-1)
+            return
+        cache.save(f"{folder}/cache")
+        loaded = AttentionSinkKVCache.load(f"{folder}/cache", model)
+    right = stream(model, ids[None, 50:70], [1, 19], cache)[0]
+    assert torch.equal(stream(model, ids[None, 50:70], [1, 19], loaded)[0], right)
+    loaded.activate_past_recording()
+    stream(model, random_ids(1, 30, seed=9), [1, 1, 28], loaded)
+    loaded.crop(-30)
+    assert_close(stream(model, ids[None, 70:], [1, 31], loaded)[0][0], expected(animal, ids)[70:])
+
+
 def generate_continues_the_stream(animal):
     model, prompt = streaming(animal), random_ids(2, 5)
     model.generation_config.eos_token_id = None
@@ -236,6 +258,7 @@ CHECKS = [
     the_smallest_sizes_work,
     memory_is_constant,
     caches_do_not_meet,
+    saved_and_cropped_streams_go_on,
     generate_continues_the_stream,
     bfloat16_runs,
     removing_leaves_no_trace,
