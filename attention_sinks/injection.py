@@ -94,13 +94,14 @@ class Injection:
 
     def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
         """What the queries of each layer see under `settings`; None for a layer without attention."""
-        return tuple(self._reach(kind, settings) for kind in self.kinds)
+        with_sinks = settings.reach
+        return tuple(self._reach(kind, with_sinks) for kind in self.kinds)
 
-    def _reach(self, kind: LayerKind, settings: SinkSettings) -> Reach | None:
+    def _reach(self, kind: LayerKind, with_sinks: Reach) -> Reach | None:
         if not kind.attends:
             return None
         if kind.window is None or self.native_window is not None:
-            return settings.reach
+            return with_sinks
         return Reach(0, kind.window - 1, chunked=kind.chunk)
 
     def positions(self, settings: SinkSettings) -> tuple[Position, ...]:
