@@ -68,7 +68,7 @@ class AttentionSinkKVCache(CroppableCache):
         )
         self.settings = injection.fit(settings)
         injection.warn_beyond_training(self.settings)
-        reaches = injection.reaches(self.settings)
+        reaches = injection.layout(self.settings).reaches
         self.streams = Streams(min(reach.visible_size for reach in reaches if reach is not None))
         self._model = weakref.ref(injection.model)
         super().__init__(layers=cache_layers(injection, self.settings, self.streams))

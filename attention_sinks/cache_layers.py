@@ -15,7 +15,8 @@ CacheLayer = SinkLayer | SinkAndStatesLayer | StatesLayer | EmptyLayer
 def cache_layers(injection: Injection, settings: SinkSettings, streams: Streams) -> list[CacheLayer]:
     """A layer of ours for each that has keys and values; Transformers' own for states that are not per token."""
     layers = []
-    places = zip(injection.kinds, injection.reaches(settings), injection.positions(settings), strict=True)
+    layout = injection.layout(settings)
+    places = zip(injection.kinds, layout.reaches, layout.positions, strict=True)
     for kind, reach, position in places:
         turned = isinstance(position, Rotary) and position.turned
         rotated = injection.architecture.rotated if turned else None

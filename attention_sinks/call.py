@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .alibi import Alibi
+from .layout import Layout
 from .positions import Rotary, Tables
 from .step import Reach, Step, TokenStep, to_device
 from .token_step import slot_places
@@ -42,32 +43,30 @@ class Call:
 
     Parameters
     ----------
-    steps : dict of Reach to Step
-        One step for each kind of layer.
-    reaches : tuple of Reach
-        What each layer's queries see, by layer index.
-    positions : tuple of Rotary, Alibi or None
-        How each layer knows where its keys are, by layer index.
+    steps : tuple of Step
+        One for each of `layout.distinct_reaches`.
+    layout : Layout
+        What each layer's queries see, and how it knows where its keys are.
     implementation : str
         The attention implementation the user chose.
     """
 
-    steps: dict[Reach, Step]
-    reaches: tuple[Reach | None, ...]
-    positions: tuple[Rotary | Alibi | None, ...]
+    steps: tuple[Step, ...]
+    layout: Layout
     implementation: str
     _made: dict = field(default_factory=dict, repr=False)
 
     def at(self, layer_idx: int, like: torch.Tensor) -> LayerCall:
         """The call as layer `layer_idx` needs it, whose hidden states are like `like`; made once per kind of layer."""
-        reach, position = self.reaches[layer_idx], self.positions[layer_idx]
-        key = (reach, id(position), like.device, like.dtype)
+        key = (self.layout.groups[layer_idx], like.device, like.dtype)
         if key not in self._made:
-            self._made[key] = self._make(reach, position, like)
+            self._made[key] = self._make(layer_idx, like)
         return self._made[key]
 
-    def _make(self, reach: Reach, position: Rotary | Alibi | None, like: torch.Tensor) -> LayerCall:
-        step = self.steps[reach] if like.device.type == "cpu" else to_device(self.steps[reach], like.device)
+    def _make(self, layer_idx: int, like: torch.Tensor) -> LayerCall:
+        reach, position = self.layout.reaches[layer_idx], self.layout.positions[layer_idx]
+        step = self.steps[self.layout.steps[layer_idx]]
+        step = step if like.device.type == "cpu" else to_device(step, like.device)
         embeddings = turn = rotate = rotary = alibi = token_bias = None
         if isinstance(position, Rotary):
             rotary = position

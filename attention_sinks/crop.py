@@ -75,7 +75,7 @@ class CroppableCache(Cache):
             )
         before, trail = self.streams.rows, self.streams.trail
         after = before.back(trail.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
-        positions = injection_of(self._owner()).positions(self.settings)
+        positions = injection_of(self._owner()).layout(self.settings).positions
         with torch.no_grad():
             for layer, position in zip(self.layers, positions, strict=True):
                 if isinstance(layer, SinkLayer):

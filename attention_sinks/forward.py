@@ -48,22 +48,21 @@ def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = 
 
 def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) -> tuple[Rows, BaseModelOutputWithPast]:
     """One piece of a call: work out its step and run the layers; returns where the rows stand after it."""
-    injection, settings = inputs.injection, inputs.settings
-    positions, reaches = injection.positions(settings), injection.reaches(settings)
+    injection = inputs.injection
+    layout = injection.layout(inputs.settings)
     counts, columns = inputs.counts(piece), piece.stop - piece.start
-    by_token = inputs.columns == 1 and not inputs.with_gradients and min(rows.seen) >= max(1, settings.sink_size)
-    reaches_in_use = {settings.reach, *filter(None, reaches)}
-    shift = rows.shift_for(max(counts), max(reach.cached_size for reach in reaches_in_use))
+    by_token = inputs.columns == 1 and not inputs.with_gradients and min(rows.seen) >= max(1, layout.with_sinks.sink_size)
+    shift = rows.shift_for(max(counts), layout.room)
     if inputs.cache is not None and any(shift):
         rows = rows.rebase(shift)
-        inputs.cache.rebase(shift, positions)
+        inputs.cache.rebase(shift, layout.positions)
         if by_token:
             inputs.cache.commit(rows, 0)
-    steps = {reach: _step(rows, counts, columns, reach, by_token, inputs.device) for reach in reaches_in_use}
-    call = Call(steps, reaches, positions, injection.model.config._attn_implementation)
+    steps = tuple(_step(rows, counts, columns, reach, by_token, inputs.device) for reach in layout.distinct_reaches)
+    call = Call(steps, layout, injection.model.config._attn_implementation)
     if by_token:
         inputs.cache.turn_sinks(call)
-    position_ids = steps[settings.reach].cache_position.to(inputs.device)
+    position_ids = steps[0].cache_position.to(inputs.device)
     arguments = {**inputs.arguments(piece), "position_ids": position_ids}
     if injection.architecture.hands_on:
         arguments[CALL_ARGUMENT] = call

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .architecture import Architecture, Position
 from .layer_kinds import LayerKind
+from .layout import Layout
 from .settings import SinkSettings
 from .step import Reach
 
@@ -40,6 +41,7 @@ class Injection:
     settings: SinkSettings
     architecture: Architecture
     _kinds: dict[int, tuple[LayerKind, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _layouts: dict[tuple, Layout] = field(default_factory=dict, repr=False, compare=False)
 
     def fit(self, settings: SinkSettings) -> SinkSettings:
         """`settings` as this model can use them: W is cut, with one warning, where all layers slide natively.
@@ -91,6 +93,13 @@ class Injection:
         """How many tokens the model sees where all its attention slides: there the sliding layers get the sinks."""
         windows = [kind.window for kind in self.kinds if kind.attends]
         return min(windows) if all(windows) and not any(kind.chunk for kind in self.kinds) else None
+
+    def layout(self, settings: SinkSettings) -> Layout:
+        """`reaches` and `positions` under `settings`; worked out once."""
+        key = (settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers)
+        if key not in self._layouts:
+            self._layouts[key] = Layout(settings.reach, self.reaches(settings), self.positions(settings))
+        return self._layouts[key]
 
     def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
         """What the queries of each layer see under `settings`; None for a layer without attention."""
