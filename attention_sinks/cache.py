@@ -19,7 +19,7 @@ from .layer import SinkLayer
 from .rows import Rows
 from .settings import SinkSettings
 from .snapshot import restore_snapshot, settings_of, take_snapshot
-from .states_layer import StatesLayer
+from .states_layer import EmptyLayer, StatesLayer
 from .storage import read_file, write_file
 from .streams import Streams
 
@@ -89,7 +89,8 @@ class AttentionSinkKVCache(CroppableCache):
     def nbytes(self) -> int:
         """Bytes of all stored tensors; constant from the first call on, but for the undo log while recording."""
         stored = (tensor for layer in self.layers for tensor in layer.tensors)
-        return sum(tensor.nbytes for tensors in (stored, self._undo_tensors) for tensor in tensors)
+        counters = self.streams.static.tensors if self.streams.static else ()
+        return sum(tensor.nbytes for tensors in (stored, self._undo_tensors, counters) for tensor in tensors)
 
     @property
     def _undo_tensors(self) -> list[torch.Tensor]:
@@ -101,7 +102,13 @@ class AttentionSinkKVCache(CroppableCache):
 
     @property
     def is_compileable(self) -> bool:
-        return False
+        """Whether single-token steps can be compiled: `generate` asks, and compiles them on a GPU."""
+        return all(type(layer) in (SinkLayer, EmptyLayer) for layer in self.layers) and not self.is_recording
+
+    @property
+    def can_step_in_graph(self) -> bool:
+        """Whether the next step can be: the first call of a stream, which makes the buffers, is not compiled."""
+        return self.is_compileable and self.streams.static is not None
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -224,12 +231,12 @@ class AttentionSinkKVCache(CroppableCache):
             for layer, sinks in zip(layers, turned.chunk(len(layers), dim=1), strict=True):
                 layer.turned(sinks)
 
-    def commit(self, rows: Rows, columns: int, real: torch.Tensor | None = None) -> None:
+    def commit(self, rows: Rows, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
         """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `rows`."""
         with torch.no_grad():
             for layer in self.layers:
                 layer.commit()
-        self.streams.advance(rows, columns, real, self.is_recording)
+        self.streams.advance(rows, columns, real, self.is_recording, device)
 
     def discard(self, columns: int) -> None:
         """A call of `columns` columns broke off: the streams are as they were before it."""

@@ -24,8 +24,8 @@ class FinishedRows:
         self.rows = done.bool() if self.rows is None else self.rows | done.bool()
 
     def mask(self, columns: int) -> torch.Tensor | None:
-        """[batch, columns] int64, zeros in the rows that have finished; None while none has."""
-        if self.rows is None or not bool(self.rows.any()):
+        """[batch, columns] int64, zeros in the rows that have finished; None before the first step, and for one row."""
+        if self.rows is None or (len(self.rows) == 1 and not bool(self.rows[0])):
             return None
         return (~self.rows).long()[:, None].expand(-1, columns)
 

@@ -11,7 +11,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .block_step import block_step
 from .call import CALL_ARGUMENT, Call
-from .injection import named_arguments, parameter_names
+from .graph_step import graph_step, is_graph_step
+from .injection import Injection, injection_of, named_arguments, parameter_names
 from .inputs import Inputs, read_inputs
 from .rows import Rows
 from .step import Reach, Step
@@ -26,7 +27,17 @@ QUERY_BLOCK = {"cpu": 64}
 
 
 def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
-    """The base model's forward: check the call, cut it, run the pieces, then advance the streams."""
+    """The base model's forward. Under `torch.compile` a step of one token per row is part of the graph; other calls
+    break it and run as they do without."""
+    if not torch.compiler.is_compiling():
+        return _stream(model, args, kwargs, previous)
+    if is_graph_step(model, args, kwargs):
+        return _step_in_graph(model, args, kwargs, previous)
+    return _stream_outside_graph(model, args, kwargs, previous)
+
+
+def _stream(model: nn.Module, args: tuple, kwargs: dict[str, Any], previous: Callable | None):
+    """Check the call, cut it, run the pieces, then advance the streams."""
     inputs = read_inputs(model, args, kwargs)
     rows, outputs = inputs.rows, []
     if inputs.cache is not None:
@@ -36,7 +47,7 @@ def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = 
             rows, output = _run(inputs, previous, piece, rows)
             outputs.append(output)
         if inputs.keep_cache:
-            inputs.cache.commit(rows, inputs.columns, inputs.tokens)
+            inputs.cache.commit(rows, inputs.columns, inputs.tokens, inputs.device)
     except BaseException:
         if inputs.cache is not None:
             inputs.cache.discard(inputs.columns)
@@ -46,29 +57,48 @@ def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = 
     return output if inputs.return_dict else output.to_tuple()
 
 
+_stream_outside_graph = torch.compiler.disable(_stream)
+
+
+def _step_in_graph(model: nn.Module, args: tuple, kwargs: dict[str, Any], previous: Callable | None):
+    """One token per row, with counters that are tensors."""
+    call, cache, given = graph_step(model, args, kwargs)
+    return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
+    output = _call_previous(model, previous, **_arguments(injection_of(model), call, cache, given))
+    output["past_key_values"] = cache
+    return output if return_dict is not False else output.to_tuple()
+
+
 def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) -> tuple[Rows, BaseModelOutputWithPast]:
     """One piece of a call: work out its step and run the layers; returns where the rows stand after it."""
     injection = inputs.injection
     layout = injection.layout(inputs.settings)
     counts, columns = inputs.counts(piece), piece.stop - piece.start
-    by_token = inputs.columns == 1 and not inputs.with_gradients and min(rows.seen) >= max(1, layout.with_sinks.sink_size)
+    has_sinks = min(rows.seen) >= max(1, layout.with_sinks.sink_size)
+    by_token = inputs.columns == 1 and has_sinks and not inputs.with_gradients
     shift = rows.shift_for(max(counts), layout.room)
     if inputs.cache is not None and any(shift):
         rows = rows.rebase(shift)
         inputs.cache.rebase(shift, layout.positions)
         if by_token:
-            inputs.cache.commit(rows, 0)
+            inputs.cache.commit(rows, 0, None, inputs.device)
     steps = tuple(_step(rows, counts, columns, reach, by_token, inputs.device) for reach in layout.distinct_reaches)
     call = Call(steps, layout, injection.model.config._attn_implementation)
     if by_token:
         inputs.cache.turn_sinks(call)
-    position_ids = steps[0].cache_position.to(inputs.device)
-    arguments = {**inputs.arguments(piece), "position_ids": position_ids}
+    arguments = _arguments(injection, call, inputs.cache, inputs.arguments(piece))
+    return rows.advance(counts), _call_previous(injection.model, previous, **arguments)
+
+
+def _arguments(injection: Injection, call: Call, cache, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` and what else the base model's own forward is to be handed for `call`."""
+    states = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    arguments = {**given, "position_ids": call.steps[0].cache_position.to(states.device), "return_dict": True}
     if injection.architecture.hands_on:
         arguments[CALL_ARGUMENT] = call
-    else:
-        arguments["past_key_values"] = injection.architecture.view(inputs.cache, call)
-    return rows.advance(counts), _call_previous(injection.model, previous, **arguments)
+    if torch.compiler.is_compiling() or not injection.architecture.hands_on:  # a graph cannot ask how long the past is
+        cache = injection.architecture.view(cache, call)
+    return {**arguments, "past_key_values": cache}
 
 
 def _step(rows: Rows, counts: tuple[int, ...], columns: int, reach: Reach, by_token: bool, device) -> Step:

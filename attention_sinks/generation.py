@@ -113,6 +113,11 @@ def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *
     return type(model)._update_model_kwargs_for_generation(model, outputs, model_kwargs, *args, **kwargs)
 
 
+def hand_mask_through(model: PreTrainedModel, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+    """For caches that can be compiled Transformers makes ready masks; ours is worked out from the streams."""
+    return attention_mask
+
+
 def stopping_criteria(model: PreTrainedModel, generation_config: GenerationConfig, *args: Any, **kwargs: Any):
     """The criteria of the call, watched where somebody must know; the trained length is no reason for a warning."""
     criteria = type(model)._get_stopping_criteria(model, generation_config, *args, **kwargs)
@@ -176,6 +181,7 @@ OVERRIDES = {
     "_prepare_cache_for_generation": prepare_cache,
     "_prepare_attention_mask_for_generation": prepare_mask,
     "prepare_inputs_for_generation": prepare_inputs,
+    "create_masks_for_generate": hand_mask_through,
     "_update_model_kwargs_for_generation": update_arguments,
     "_get_stopping_criteria": stopping_criteria,
     "generate_batch": refuse_continuous_batching,

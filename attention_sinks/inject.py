@@ -147,7 +147,7 @@ def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
             patches.append(Patch(module, "config", own_config))
     if outer.can_generate():
         patches += [
-            Patch(outer, name, _bound(override, outer, getattr(type(outer), name)))
+            Patch(outer, name, _bound(override, outer, getattr(type(outer), name, override)))
             for name, override in OVERRIDES.items()
         ]
     for patch in patches:

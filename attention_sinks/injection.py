@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -129,10 +129,14 @@ class Injection:
             )
 
 
-@cache
+_PARAMETER_NAMES: dict[type, tuple[str, ...]] = {}
+
+
 def parameter_names(module_class: type) -> tuple[str, ...]:
-    """Names of the arguments of a module's forward, in order."""
-    return tuple(inspect.signature(module_class.forward).parameters)[1:]
+    """Names of the arguments of a module's forward, in order; read once (a `functools.cache` cannot be compiled)."""
+    if module_class not in _PARAMETER_NAMES:
+        _PARAMETER_NAMES[module_class] = tuple(inspect.signature(module_class.forward).parameters)[1:]
+    return _PARAMETER_NAMES[module_class]
 
 
 def named_arguments(module_class: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

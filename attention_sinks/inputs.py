@@ -79,17 +79,15 @@ class Inputs:
         if "logits_to_keep" in arguments:  # Gemma 4 would leave out queries that the call's step counts
             arguments["logits_to_keep"] = None
         arguments["attention_mask"] = self._mask(piece)
-        return {**arguments, "past_key_values": self.cache, "return_dict": True}
+        return arguments
 
     def _mask(self, piece: slice):
-        """Who sees whom is in the call's step. A mask of four dimensions is taken as it is; states need the padding."""
-        if not self.injection.architecture.takes_mask:
-            return None
-        ready = torch.zeros((1, 1, 1, 1), device=self.device)
-        if not self.injection.has_states:
+        """The mask for attention and, where there are states, the padding for them."""
+        ready = ready_mask(self.injection, self.device)
+        if ready is None or not self.injection.has_states:
             return ready
         padding = None if self.real is None else self.real[:, piece].long().to(self.device)
-        return {**dict.fromkeys(set(ATTENTION), ready), **dict.fromkeys(LINEAR, padding)}
+        return {**dict.fromkeys(ATTENTION, ready), **dict.fromkeys(LINEAR, padding)}
 
     def restore_order(self, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
         """Columns of the output where the caller had them."""
@@ -105,6 +103,11 @@ class Inputs:
                 for weights in output.attentions
             )
         return output
+
+
+def ready_mask(injection: Injection, device: torch.device) -> torch.Tensor | None:
+    """A mask that base models take as it is and make no other: who sees whom is in the call's step."""
+    return torch.zeros((1, 1, 1, 1), device=device) if injection.architecture.takes_mask else None
 
 
 def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs:

@@ -51,13 +51,22 @@ class SinkLayer(CacheLayerMixin):
         slots, sinks = self.reach.visible_size, self.reach.sink_size
         likes = [(key_states, slots), (value_states, slots)]
         likes += [(value_states, sinks)] if self.rotated == "values" else [(key_states, sinks if self.rotated else 0)]
-        with torch.inference_mode(False):  # buffers made in inference mode could not be written outside of it
-            self.keys, self.values, self.sinks = (
-                torch.zeros(*like.shape[:2], size, like.shape[3], dtype=like.dtype, device=like.device)
-                for like, size in likes
+        with torch.inference_mode(False):
+            self._hold(
+                *(
+                    torch.zeros(*like.shape[:2], size, like.shape[3], dtype=like.dtype, device=like.device)
+                    for like, size in likes
+                )
             )
-        self.dtype, self.device = key_states.dtype, key_states.device
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor) -> None:
+        """These are the buffers from now on."""
+        self.keys, self.values, self.sinks = keys, values, sinks
+        self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
+        if keys.device.type == "cuda":  # a CUDA graph would copy what it does not know to stay where it is
+            for buffer in self.buffers:
+                torch._dynamo.mark_static_address(buffer)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, call: LayerCall):
         """Store the new keys and values and return the ones to attend to, in the order `call.step` describes."""
@@ -70,8 +79,11 @@ class SinkLayer(CacheLayerMixin):
         if self.record_past:
             with torch.inference_mode(False):
                 self.log.add(evicted_by_token(self.keys, self.values, step, self.reach))
-        _write(self.keys, key, step)
-        _write(self.values, value, step)
+        _write(self.keys, key, step.slot, step.active)
+        _write(self.values, value, step.slot, step.active)
+        if step.may_be_sink and (sinks := self.sinks.shape[2]):
+            among = step.slot < sinks if step.active is None else (step.slot < sinks) & step.active
+            _write(self.sinks, value if self.rotated == "values" else key, step.slot.clamp(max=sinks - 1), among)
         return self.keys[:, :, : step.used], self.values[:, :, : step.used]
 
     def _update_block(self, key: torch.Tensor, value: torch.Tensor, step: BlockStep):
@@ -81,16 +93,15 @@ class SinkLayer(CacheLayerMixin):
             key, value = (
                 torch.cat([*past, new], dim=2) for past, new in zip(self._past(step), (key, value), strict=True)
             )
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # buffers of inference mode cannot be written outside it
             keys, values = take(key, step.kept), take(value, step.kept)
-            after = keys, values, self._sinks_of(keys, values)
+            after = keys, values, self._sinks_of(keys, values).clone()
             if step.idle is not None and step.past is not None:
                 idle = step.idle[:, None, None, None]
                 after = tuple(torch.where(idle, old, new) for old, new in zip(before, after, strict=True))
             self.pending = after
             if self.record_past:
-                with torch.inference_mode(False):
-                    self.log.add(evicted_by_block(before[:2], (key, value), step, self.reach))
+                self.log.add(evicted_by_block(before[:2], (key, value), step, self.reach))
         return key, value
 
     def _past(self, step: BlockStep) -> list[list[torch.Tensor]]:
@@ -107,7 +118,7 @@ class SinkLayer(CacheLayerMixin):
 
     def turned(self, sinks: torch.Tensor) -> None:
         """Before a single step: the sinks where its query must see them."""
-        getattr(self, self.rotated)[:, :, : sinks.shape[2]] = sinks
+        getattr(self, self.rotated).index_copy_(2, torch.arange(sinks.shape[2], device=sinks.device), sinks)
 
     def rebase(self, rotary: Rotary, shift: torch.Tensor) -> None:
         """Turn the ring back by `shift` [R, 1], the way the base of their rows moves."""
@@ -126,7 +137,7 @@ class SinkLayer(CacheLayerMixin):
             self.log.clear()
         if self.pending is not None:
             if not self.is_initialized:
-                self.lazy_initialization(*self.pending[:2])
+                self._hold(*self.pending)
             for buffer, states in zip(self.buffers, self.pending, strict=True):
                 if states is not buffer:
                     buffer.copy_(states)
@@ -184,9 +195,7 @@ class SinkLayer(CacheLayerMixin):
     def restore(self, tensors: list[torch.Tensor]) -> None:
         """Hold copies of `tensors`, which a layer like this one stored."""
         with torch.inference_mode(False):
-            self.keys, self.values, self.sinks = (tensor.clone() for tensor in tensors)
-        self.dtype, self.device = self.keys.dtype, self.keys.device
-        self.is_initialized = True
+            self._hold(*(tensor.clone() for tensor in tensors))
 
     def get_seq_length(self) -> int:
         return self.streams.columns
@@ -208,9 +217,7 @@ class SinkLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.is_initialized:
             with torch.inference_mode(False):
-                self.keys, self.values, self.sinks = (
-                    tensor.index_select(0, indices.to(tensor.device)) for tensor in self.buffers
-                )
+                self._hold(*(tensor.index_select(0, indices.to(tensor.device)) for tensor in self.buffers))
                 self.log.select(indices.to(self.keys.device))
 
 
@@ -219,12 +226,13 @@ def _turned(states: torch.Tensor, rotary: Rotary, shift: torch.Tensor) -> torch.
     return rotary.pairing.rotate(states, rotary.tables(shift))
 
 
-def _write(buffer: torch.Tensor, new: torch.Tensor, step: TokenStep) -> None:
+def _write(buffer: torch.Tensor, new: torch.Tensor, slot: int | torch.Tensor, active: torch.Tensor | None) -> None:
     """Put the one new column of every active row into its slot; padding never enters the cache."""
-    if isinstance(step.slot, int):
-        buffer[:, :, step.slot] = new[:, :, 0]
+    new = new[:, :, 0]
+    if isinstance(slot, int):
+        buffer[:, :, slot] = new
         return
-    index = step.slot[:, None, None, None].expand(-1, new.shape[1], 1, new.shape[3])
-    if step.active is not None:
-        new = torch.where(step.active[:, None, None, None], new, buffer.gather(2, index))
-    buffer.scatter_(2, index, new)
+    rows = torch.arange(new.shape[0], device=new.device)
+    if active is not None:
+        new = torch.where(active[:, None, None], new, buffer[rows, :, slot])
+    buffer[rows, :, slot] = new

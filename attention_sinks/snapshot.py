@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from .fingerprint import difference, fingerprint
 from .injection import injection_of
 from .rows import Rows
+from .streams import Standing
 from .trail import Trail
 
 if TYPE_CHECKING:
@@ -86,10 +87,10 @@ def restore_snapshot(cache: AttentionSinkKVCache, tensors: dict[str, torch.Tenso
             own = [tensors[f"layers.{index}.{number}"] for number in range(3)]
             layer.restore([tensor.to(devices.get(index, tensor.device)) for tensor in own])
     streams = cache.streams
-    streams.columns = state["columns"]
-    streams.rows = Rows(tuple(rows["seen"]), tuple(rows["base"]))
     bits = tuple(int(text, 16) for text in rows["tokens"])
-    streams.trail = Trail(streams.room, rows["remembered"], bits, tuple(rows["floor"]))
+    trail = Trail(streams.room, rows["remembered"], bits, tuple(rows["floor"]))
+    standing = Standing(Rows(tuple(rows["seen"]), tuple(rows["base"])), state["columns"], trail)
+    streams.stand(standing, devices.get(0, torch.device("cpu")))
 
 
 def _reach_of(layer: Any) -> list | None:

@@ -69,6 +69,8 @@ class TokenStep:
     """[batch] bool, rows whose token is part of their stream; None: all."""
     visible: torch.Tensor | None
     """[batch, 1, 1, used] bool, slots in use in each row; None: all."""
+    may_be_sink: bool = False
+    """Whether the new token may be one of the first S, as only steps inside a graph cannot tell before."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from .rows import Rows
+from .static_rows import StaticRows
 from .trail import Trail
 
 
-@dataclass
+class Standing(NamedTuple):
+    """Where the streams of a batch stand after a call."""
+
+    rows: Rows
+    columns: int
+    """Input columns seen, padding included."""
+    trail: Trail
+    """What is known of the last columns."""
+
+
 class Streams:
     """The counters of one cache, shared by its layers.
 
@@ -18,18 +28,39 @@ class Streams:
     ----------
     room : int
         Tokens a row may have before any layer loses one.
-    rows : Rows or None
-        None until the first call fixes the batch size.
-    columns : int
-        Input columns seen, padding included.
-    trail : Trail or None
-        What is known of the last columns; None like `rows`.
+    static : StaticRows or None
+        The same counters as tensors, for compiled steps; None until the first call fixes the batch size.
+    ahead : bool
+        Whether compiled steps have moved the tensors on since the host last looked.
     """
 
-    room: int
-    rows: Rows | None = None
-    columns: int = 0
-    trail: Trail | None = None
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.static: StaticRows | None = None
+        self.ahead = False
+        self._standing: Standing | None = None
+
+    @property
+    def standing(self) -> Standing | None:
+        """None until the first call fixes the batch size."""
+        if self.ahead:
+            self.ahead = False
+            rows, columns, real = self.static.read()
+            self._standing = self._after(rows, columns, real, recording=False)
+            self.static.set(rows)
+        return self._standing
+
+    @property
+    def rows(self) -> Rows | None:
+        return self.standing.rows if self.standing else None
+
+    @property
+    def columns(self) -> int:
+        return self.standing.columns if self.standing else 0
+
+    @property
+    def trail(self) -> Trail | None:
+        return self.standing.trail if self.standing else None
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -40,31 +71,44 @@ class Streams:
         """How many of the last columns can be taken back."""
         return self.trail.available(self.rows) if self.rows else 0
 
-    def advance(self, rows: Rows, columns: int, real: torch.Tensor | None, recording: bool) -> None:
+    def stand(self, standing: Standing | None, device: torch.device | None = None) -> None:
+        """The streams stand at `standing` from now on; `device` is where compiled steps would count."""
+        self._standing, self.ahead = standing, False
+        if standing is None:
+            self.static = None
+        elif self.static is not None and self.static.fits(standing.rows):
+            self.static.set(standing.rows)
+        else:
+            device = self.static.seen.device if device is None else device
+            self.static = StaticRows(standing.rows, self.room, device)
+
+    def advance(self, rows: Rows, columns: int, real: torch.Tensor | None, recording: bool, device) -> None:
         """A call of `columns` columns, of which `real` are tokens (None: all), leaves the streams at `rows`."""
-        before, trail = self.rows, self.trail
-        if before is None:
-            before, trail = Rows.empty(len(rows)), Trail.empty(len(rows), self.room)
-        self.trail = trail.advance(before, rows, columns, real, recording)
-        self.rows, self.columns = rows, self.columns + columns
+        self.stand(self._after(rows, columns, real, recording), device)
+
+    def _after(self, rows: Rows, columns: int, real: torch.Tensor | None, recording: bool) -> Standing:
+        before = self._standing or Standing(Rows.empty(len(rows)), 0, Trail.empty(len(rows), self.room))
+        trail = before.trail.advance(before.rows, rows, columns, real, recording)
+        return Standing(rows, before.columns + columns, trail)
 
     def back(self, rows: Rows, columns: int) -> None:
         """The last `columns` columns have been taken back, which leaves the streams at `rows`."""
-        self.rows, self.columns, self.trail = rows, self.columns - columns, self.trail.back(rows, columns)
+        self.stand(Standing(rows, self.columns - columns, self.trail.back(rows, columns)))
 
     def forget(self, columns: int) -> None:
         """Of what was recorded no more than the last `columns` columns is kept."""
-        if self.rows is not None:
-            self.trail = self.trail.with_log_of(columns, self.rows)
+        if self.standing is not None:
+            self._standing = self.standing._replace(trail=self.trail.with_log_of(columns, self.rows))
 
     def lose_evicted(self) -> None:
         """A call that broke off has written over the tokens evicted last."""
-        if self.rows is not None:
-            self.trail = self.trail.without_evicted(self.rows)
+        if self.standing is not None:
+            self._standing = self.standing._replace(trail=self.trail.without_evicted(self.rows))
 
     def select(self, indices: list[int]) -> None:
-        if self.rows is not None:
-            self.rows, self.trail = self.rows.select(indices), self.trail.select(indices)
+        if self.standing is not None:
+            rows, columns, trail = self.standing
+            self.stand(Standing(rows.select(indices), columns, trail.select(indices)))
 
     def clear(self) -> None:
-        self.rows, self.columns, self.trail = None, 0, None
+        self.stand(None)

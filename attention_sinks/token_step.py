@@ -25,13 +25,13 @@ def token_step(rows: Rows, active: list[bool], reach: Reach) -> TokenStep:
         delta=delta if reach.sink_size and (any(rows.base) or max(rows.seen) > reach.cached_size) else None,
         cache_position=cached,
         active=None if everyone else torch.tensor(active),
-        visible=None if full else _visible(t, used, reach)[:, None, None],
+        visible=None if full else visible_slots(t, used, reach)[:, None, None],
     )
 
 
-def _visible(t: torch.Tensor, used: int, reach: Reach) -> torch.Tensor:
+def visible_slots(t: torch.Tensor, used: int, reach: Reach) -> torch.Tensor:
     """[R, used], which slots hold a token that the query at stream position `t` [R, 1] sees."""
-    slots = torch.arange(used)
+    slots = torch.arange(used, device=t.device)
     if not reach.chunked:
         return slots <= t
     return (reach.slot_of(t) - slots) % reach.visible_size <= t % reach.visible_size

@@ -42,12 +42,14 @@ class Trail:
         return cls(room, 0, (0,) * batch_size, (0,) * batch_size)
 
     def advance(self, before: Rows, after: Rows, columns: int, real: torch.Tensor | None, recording: bool) -> Trail:
-        """After a call of `columns` columns, of which `real` [batch, columns] bool are tokens (None: all)."""
+        """After `columns` columns, of which `real` [batch, columns] bool are tokens (None: all); it may hold the newest
+        of them alone, and older ones are then forgotten."""
         memory = RECORDED_COLUMNS + self.room
         new = _bits(real, columns, memory, len(self.tokens))
         remembered = (1 << memory) - 1
         tokens = tuple([(old << columns | bits) & remembered for old, bits in zip(self.tokens, new, strict=True)])
         length, floor = min(self.length + columns, memory), self.floor
+        length = length if real is None or real.shape[1] == columns else real.shape[1]
         if recording:
             return Trail(self.room, length, tokens, floor).with_log_of(RECORDED_COLUMNS, after)
         if max(after.seen) > self.room:  # the slot of the token just evicted still holds it

@@ -158,8 +158,11 @@ def storages(cache):
 
 
 def formula(cache):
-    """rows x kv heads x [(S+W+1)(d_k + d_v) + S d] x itemsize over our layers, and what native layers hold."""
-    total = 0
+    """rows x kv heads x [(S+W+1)(d_k + d_v) + S d] x itemsize over our layers, and what native layers hold.
+
+    Beside them the counters: per row two numbers and a bool for each column of the smallest ring, and one number.
+    """
+    total = cache.batch_size * (2 * 8 + cache.streams.room) + 8
     for layer in cache.layers:
         if isinstance(layer, StatesLayer):
             total += storage_bytes(StatesLayer.tensors.fget(layer))

@@ -1,0 +1,78 @@
+"""A step of one token per row inside a graph of `torch.compile`: one graph serves the whole life of a stream.
+
+What an eager step takes from Python numbers comes from tensors here (`StaticRows`); layers and attention are the same.
+Nothing is rebased: angles are computed in float64, in which positions of any size are exact enough.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .cache import AttentionSinkKVCache
+from .call import Call
+from .injection import injection_of, named_arguments
+from .inputs import ready_mask
+from .static_rows import StaticRows
+from .step import Reach, TokenStep
+from .token_step import visible_slots
+from .wrapper import text_mask
+
+
+def is_graph_step(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call that is being traced is a step that one graph can serve."""
+    given = named_arguments(type(model), args, kwargs)
+    cache, mask, states = (given.get(name) for name in ("past_key_values", "attention_mask", "input_ids"))
+    mask, states = text_mask(mask), given.get("inputs_embeds") if states is None else states
+    if not isinstance(cache, AttentionSinkKVCache) or not cache.can_step_in_graph or states is None:
+        return False
+    rows = cache.streams.static.seen.shape[0]
+    return (
+        cache.serves(model)
+        and tuple(states.shape[:2]) == (rows, 1)
+        and states.device.type != "mps"
+        and (mask is None or (mask.dim() == 2 and mask.shape[0] == rows))
+        and given.get("position_ids") is None
+        and not given.get("output_attentions", getattr(model.config, "output_attentions", False))
+        and not torch.is_grad_enabled()
+    )
+
+
+def graph_step(
+    model: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[Call, AttentionSinkKVCache, dict[str, Any]]:
+    """Turn the sinks and move the counters on; returns the call, its cache and the arguments that are left.
+
+    Of a mask only the new column is looked at.
+    """
+    injection = injection_of(model)
+    given = named_arguments(type(model), args, kwargs)
+    cache, mask = given.pop("past_key_values"), text_mask(given.pop("attention_mask", None))
+    rows, layout = cache.streams.static, injection.layout(cache.settings)
+    active = None if mask is None else mask[:, -1] != 0
+    steps = tuple(_static_token_step(rows, active, reach) for reach in layout.distinct_reaches)
+    call = Call(steps, layout, model.config._attn_implementation)
+    given["attention_mask"] = ready_mask(injection, rows.seen.device)
+    cache.turn_sinks(call)
+    rows.step(active)
+    cache.streams.ahead = True
+    return call, cache, given
+
+
+def _static_token_step(rows: StaticRows, active: torch.Tensor | None, reach: Reach) -> TokenStep:
+    """As `token_step`, over the whole buffer from the first step on."""
+    t, base = rows.seen[:, None].clone(), rows.base[:, None]
+    cached = t.clamp(max=reach.cached_size)
+    return TokenStep(
+        position=t,
+        slot=reach.slot_of(t[:, 0]),
+        used=reach.visible_size,
+        model_position=t - base,
+        delta=t - base - cached if reach.sink_size else None,
+        cache_position=cached,
+        active=active,
+        visible=visible_slots(t, reach.visible_size, reach)[:, None, None],
+        may_be_sink=True,
+    )
