@@ -16,6 +16,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 import attention_sinks
+import contenders
 import timing
 from common import positive_int
 from shapes import SHAPES, build_shape
@@ -81,8 +82,8 @@ def cat_ms(ids: torch.Tensor, steps: int) -> float:
 
 def time_lengths(model, lengths: list[int], steps: int, rounds: int) -> dict[int, list[tuple[float, float]]]:
     """(ms/token net of appending ids, ms of appending) at every length, in every round; round 0 is dropped."""
-    ids = {length: timing.random_tokens(model, length + 1) for length in lengths}
-    caches = {length: timing.fill_with(model, ids[length][:, :-1]) for length in lengths}
+    ids = {length: contenders.random_tokens(model, length + 1) for length in lengths}
+    caches = {length: contenders.fill_with(model, ids[length][:, :-1]) for length in lengths}
     times = {length: [] for length in lengths}
     for number in range(rounds + 1):
         for length in timing.rotated(times, number):
@@ -95,9 +96,9 @@ def time_lengths(model, lengths: list[int], steps: int, rounds: int) -> dict[int
 
 def time_batch(model, rows: int, steps: int, rounds: int, context: int) -> dict[str, list[float]]:
     """Tokens/s of a batch of `rows` and of its rows one after the other, each with a full cache, in every round."""
-    ids = timing.random_tokens(model, context + 1).expand(rows, -1).contiguous()
-    batch = timing.fill_with(model, ids[:, :-1])
-    single = timing.fill_with(model, ids[:1, :-1])
+    ids = contenders.random_tokens(model, context + 1).expand(rows, -1).contiguous()
+    batch = contenders.fill_with(model, ids[:, :-1])
+    single = contenders.fill_with(model, ids[:1, :-1])
     ways = {
         f"a batch of {rows}": lambda: [(ids, copy.deepcopy(batch))],
         f"{rows} single rows": lambda: [(ids[:1], copy.deepcopy(single)) for _ in range(rows)],

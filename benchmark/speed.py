@@ -1,12 +1,15 @@
 """Speed and memory of streaming with attention sinks beside plain Transformers, in one run with alternating rounds.
 
-Single-token step with a full cache (ms/token), beside Transformers with a DynamicCache at the same context and
-beside the linear layers alone; calls of thousands of tokens (tokens/s) beside one plain call of the same length;
-peak memory above the weights; bytes of the cache. Medians over the rounds, with the fastest and slowest round.
+Single-token step with a full cache (ms/token), beside Transformers with a DynamicCache at the same context and the
+linear layers alone; with --compiled also both under torch.compile, Transformers with a StaticCache; with --original
+attention_sinks 0.4.0 as well. Calls of thousands of tokens (tokens/s) beside one plain call of the same length, peak
+memory above the weights, bytes of the cache, and the time that reading weights and cache takes at the rate the memory
+is copied with. Medians over the rounds, with the fastest and slowest round.
 
 Examples:
-    python benchmark/speed.py --shape smollm2-135m
-    python benchmark/speed.py --model_name_or_path meta-llama/Llama-3.2-1B --device cuda --dtype bfloat16
+    python benchmark/speed.py --shape smollm2-135m --compiled
+    python benchmark/speed.py --shape llama-3.2-1b --device cuda --dtype bfloat16 --batch_size 8 --compiled
+    bash benchmark/scripts/speed.sh    # with attention_sinks 0.4.0 in an environment of its own
 """
 
 import argparse
@@ -20,10 +23,19 @@ import transformers
 
 import attention_sinks
 import timing
-from common import cache_bytes, device_and_dtype, positive_int
+from common import build_parser, cache_bytes, device_and_dtype, positive_int
+from contenders import Dense, LinearLayers, StaticCompiled, Streaming, StreamingCompiled, random_tokens, share_weights
+from original import Original
 from shapes import SHAPES, build_shape
 
-SINKS, PLAIN, LINEAR = "attention_sinks", "transformers", "linear_layers"
+SINKS, SINKS_COMPILED = "attention_sinks", "attention_sinks compiled"
+PLAIN, PLAIN_COMPILED, LINEAR, ORIGINAL = (
+    "transformers",
+    "transformers compiled",
+    "linear_layers",
+    "attention_sinks 0.4.0",
+)
+FLOOR = "memory floor"
 COLUMNS = [
     "measure",
     "contender",
@@ -33,15 +45,16 @@ COLUMNS = [
     "high",
     "rounds",
     "vs_transformers",
+    "vs_linear_layers",
     "vs_token_by_token",
     "peak_memory_bytes",
     "cache_bytes",
-    "cache_bytes_formula",
     "model",
     "device",
     "device_name",
     "dtype",
     "threads",
+    "batch_size",
     "attention_sink_size",
     "window_size",
     "torch_version",
@@ -49,10 +62,8 @@ COLUMNS = [
 ]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
-    )
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = build_parser(__doc__)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model_name_or_path", default=None, help="a model to load; the default is a shape instead")
@@ -64,6 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", choices=("cpu", "cuda"), default=None, help="(default: cuda if there is one)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default=None, help="(default: float32, cuda: float16)")
+    add("--batch_size", type=positive_int, default=1, help="(default: %(default)s)")
+    add("--compiled", action="store_true", help="measure compiled steps as well; compiling takes minutes")
+    add("--original", metavar="PYTHON", help="an interpreter that has attention_sinks 0.4.0, to measure it as well")
     add("--threads", type=positive_int, default=2, help="CPU threads of PyTorch (default: %(default)s)")
     add(
         "--window_size",
@@ -74,15 +88,22 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attention_sink_size", type=int, default=4, help="(default: %(default)s)")
     add("--rounds", type=positive_int, default=7, help="rounds of single steps (default: %(default)s)")
     add("--steps", type=positive_int, default=32, help="single steps per round (default: %(default)s)")
-    add("--calls", type=positive_int, nargs="*", default=[4096, 8192], help="long calls (default: %(default)s)")
+    add("--calls", type=positive_int, nargs="*", default=[4096, 16384], help="long calls (default: %(default)s)")
     add("--call_rounds", type=positive_int, default=3, help="rounds of long calls (default: %(default)s)")
+    add(
+        "--plain_up_to",
+        type=int,
+        default=32768,
+        metavar="TOKENS",
+        help="longer calls are not made without attention sinks (default: %(default)s)",
+    )
     add(
         "--output",
         type=Path,
         default=None,
         help="CSV file, replaced if it exists (default: benchmark/outputs_speed/<model>_<device>_<dtype>.csv)",
     )
-    return parser
+    return parser, parser.parse_args()
 
 
 def load_models(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
@@ -95,63 +116,68 @@ def load_models(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
     else:
         plain = build_shape(args.shape, device, dtype)
     streaming = attention_sinks.inject_attention_sinks(
-        timing.share_weights(plain),
+        share_weights(plain),
         attention_sink_size=args.attention_sink_size,
         attention_sink_window_size=args.window_size - args.attention_sink_size,
     )
     return {SINKS: streaming, PLAIN: plain}
 
 
-def formula_bytes(dense_cache, sinks: int, window: int) -> int:
-    """Bytes of keys and values in a full cache with re-rotated sinks, from the shapes of a plain cache's layers."""
-    total = 0
-    for layer in dense_cache.layers:
-        rows, heads, _, key_width = layer.keys.shape
-        value_width = layer.values.shape[-1]
-        numbers = (sinks + window + 1) * (key_width + value_width) + sinks * key_width
-        total += rows * heads * numbers * layer.keys.element_size()
-    return total
-
-
 def measure_steps(models: dict, args: argparse.Namespace) -> list[dict]:
     """Single-token steps with a full cache."""
-    plain = models[PLAIN]
-    contenders = {
-        SINKS: timing.Streaming(models[SINKS], args.window_size),
-        PLAIN: timing.Dense(plain, args.window_size, args.steps),
-        LINEAR: timing.LinearLayers(plain),
-    }
-    times = timing.time_steps(contenders, plain, args.rounds, args.steps)
-    rows = [summary("single-token step", name, "ms/token", times[name], times[PLAIN]) for name in contenders]
-    token = timing.random_tokens(plain, 1)
-    for row in rows[:2]:
-        contender = contenders[row["contender"]]
-        contender.begin_round()
-        row["peak_memory_bytes"] = timing.peak_bytes(
-            lambda c=contender: [c.step(token) for _ in range(args.steps)], plain.device
-        )
-        row["cache_bytes"] = cache_bytes(contender.cache)
-    sinks = args.attention_sink_size
-    rows[0]["cache_bytes_formula"] = formula_bytes(contenders[PLAIN].context, sinks, args.window_size - sinks)
+    plain, place = models[PLAIN], (args.window_size, args.batch_size)
+    contenders = {SINKS: Streaming(models[SINKS], *place), PLAIN: Dense(plain, *place)}
+    if args.compiled:
+        contenders[SINKS_COMPILED] = StreamingCompiled(models[SINKS], *place)
+        contenders[PLAIN_COMPILED] = StaticCompiled(plain, *place)
+    if args.original:
+        window = args.window_size - args.attention_sink_size
+        contenders[ORIGINAL] = Original(args.original, args.shape, args.attention_sink_size, window, args.threads)
+    contenders[LINEAR] = LinearLayers(plain, *place)
+    times = timing.time_steps(contenders, plain, args.batch_size, args.rounds, args.steps)
+    rows = []
+    for name, contender in contenders.items():
+        row = summary("single-token step", name, "ms/token", times[name], times[PLAIN])
+        row["vs_linear_layers"] = ratio(times[name], times[LINEAR])
+        if (cache := getattr(contender, "cache", None)) is not None:
+            row["cache_bytes"] = cache_bytes(cache)
+            row["peak_memory_bytes"] = timing.peak_bytes(lambda c=contender: many_steps(c, plain, args), plain.device)
+        rows.append(row)
+    weights = sum(parameter.nbytes for parameter in plain.parameters())
+    floor_ms = 1000 * (weights + rows[0]["cache_bytes"]) / timing.copy_rate(plain.device, plain.dtype)
+    rows.append(summary("single-token step", FLOOR, "ms/token", [floor_ms] * args.rounds, times[PLAIN]))
+    rows[-1]["vs_linear_layers"] = ratio([floor_ms] * args.rounds, times[LINEAR])
     return rows
+
+
+def many_steps(contender, model: torch.nn.Module, args: argparse.Namespace) -> None:
+    for token in random_tokens(model, args.steps, args.batch_size).split(1, dim=1):
+        contender.prepare()
+        contender.step(token)
 
 
 def measure_calls(models: dict, length: int, step_ms: float, args: argparse.Namespace) -> list[dict]:
     """One call of `length` tokens with a new cache."""
-    speeds = timing.time_calls(models, length, args.call_rounds)
-    rows = [summary(f"call of {length}", name, "tokens/s", speeds[name], speeds[PLAIN]) for name in models]
-    rows[0]["vs_token_by_token"] = rows[0]["median"] * step_ms / 1000
+    models = {name: model for name, model in models.items() if name == SINKS or length <= args.plain_up_to}
+    speeds = timing.time_calls(models, length, args.batch_size, args.call_rounds)
+    rows = [summary(f"call of {length}", name, "tokens/s", speeds[name], speeds.get(PLAIN)) for name in models]
+    rows[0]["vs_token_by_token"] = rows[0]["median"] * step_ms / 1000 / args.batch_size
     for row in rows:
         model = models[row["contender"]]
-        row["peak_memory_bytes"] = timing.peak_bytes(timing.long_call(model, length), model.device)
+        row["peak_memory_bytes"] = timing.peak_bytes(timing.long_call(model, length, args.batch_size), model.device)
     return rows
 
 
-def summary(measure: str, contender: str, unit: str, values: list[float], plain: list[float]) -> dict:
-    """One CSV row; the ratio is the median over rounds, so that what slows a whole round cancels."""
-    ratio = statistics.median(value / other for value, other in zip(values, plain, strict=True))
+def summary(measure: str, contender: str, unit: str, values: list[float], plain: list[float] | None) -> dict:
+    """One CSV row."""
     spread = {"median": statistics.median(values), "low": min(values), "high": max(values), "rounds": len(values)}
-    return {"measure": measure, "contender": contender, "unit": unit, **spread, "vs_transformers": ratio}
+    compared = {"vs_transformers": ratio(values, plain)} if plain else {}
+    return {"measure": measure, "contender": contender, "unit": unit, **spread, **compared}
+
+
+def ratio(values: list[float], others: list[float]) -> float:
+    """The median over rounds, so that what slows a whole round cancels."""
+    return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
 def environment(plain: torch.nn.Module, args: argparse.Namespace) -> dict:
@@ -165,6 +191,7 @@ def environment(plain: torch.nn.Module, args: argparse.Namespace) -> dict:
         else platform.processor() or platform.machine(),
         "dtype": str(plain.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "batch_size": args.batch_size,
         "attention_sink_size": args.attention_sink_size,
         "window_size": args.window_size,
         "torch_version": torch.__version__,
@@ -173,15 +200,16 @@ def environment(plain: torch.nn.Module, args: argparse.Namespace) -> dict:
 
 
 def print_table(rows: list[dict]) -> None:
-    header = ("", "", "median", "low", "high", "", "x plain", "x steps", "peak MiB")
-    line = "{:18} {:16} {:>9} {:>9} {:>9} {:8} {:>8} {:>8} {:>9}"
-    print(line.format(*header))
+    line = "{:18} {:24} {:>9} {:>9} {:>9} {:8} {:>8} {:>8} {:>8} {:>9}"
+    print(line.format("", "", "median", "low", "high", "", "x plain", "x linear", "x steps", "peak MiB"))
     for row in rows:
-        steps = f"{row['vs_token_by_token']:.1f}" if "vs_token_by_token" in row else ""
-        peak = f"{row['peak_memory_bytes'] / 2**20:.1f}" if "peak_memory_bytes" in row else ""
         numbers = [f"{row[key]:.2f}" for key in ("median", "low", "high")]
-        ratio = f"{row['vs_transformers']:.2f}"
-        print(line.format(row["measure"], row["contender"], *numbers, row["unit"], ratio, steps, peak))
+        ratios = [
+            f"{row[key]:.2f}" if key in row else ""
+            for key in ("vs_transformers", "vs_linear_layers", "vs_token_by_token")
+        ]
+        peak = f"{row['peak_memory_bytes'] / 2**20:.1f}" if "peak_memory_bytes" in row else ""
+        print(line.format(row["measure"], row["contender"], *numbers, row["unit"], *ratios, peak))
 
 
 def write_csv(path: Path, rows: list[dict], facts: dict) -> None:
@@ -194,8 +222,9 @@ def write_csv(path: Path, rows: list[dict], facts: dict) -> None:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = build_parser()
-    args = parser.parse_args()
+    parser, args = parse_args()
+    if args.original and args.model_name_or_path:
+        parser.error("--original measures a --shape; leave --model_name_or_path out.")
     if args.window_size <= args.attention_sink_size:
         parser.error(
             f"--window_size {args.window_size} must be above --attention_sink_size {args.attention_sink_size}."
@@ -215,8 +244,6 @@ def main() -> None:
     for length in args.calls:
         rows += measure_calls(models, length, step_ms, args)
     print_table(rows)
-    held, keys_and_values = rows[0]["cache_bytes"], rows[0]["cache_bytes_formula"]
-    print(f"cache: {held:,} bytes = {keys_and_values:,} of keys and values + {held - keys_and_values:,} of counters")
     path = args.output or Path("benchmark/outputs_speed") / "{model}_{device}_{dtype}.csv".format(**facts)
     write_csv(path, rows, facts)
     print(path)
