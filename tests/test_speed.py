@@ -17,7 +17,22 @@ def run(tmp_path):
 
     def run(*arguments):
         path = tmp_path / "speed.csv"
-        small = "--shape tiny --device cpu --rounds 1 --steps 2 --call_rounds 1 --window_size 24 --threads 1".split()
+        small = [
+            "--shape",
+            "tiny",
+            "--device",
+            "cpu",
+            "--rounds",
+            "1",
+            "--steps",
+            "2",
+            "--call_rounds",
+            "1",
+            "--window_size",
+            "24",
+            "--threads",
+            "1",
+        ]
         done = run_script("speed", *small, "--output", path, *arguments)
         assert done.code == 0, done.errors
         with open(path, newline="") as file:
