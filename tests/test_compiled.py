@@ -1,6 +1,8 @@
 """Single-token steps under torch.compile: one graph for the whole life of a stream, and the streams are the same."""
 
 import copy
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from attention_sinks.injection import injection_of
 from contract import layout
 from helpers import assert_close, assert_same_state, random_ids, state_of, stream, tiny_llama
 from naive import naive_logits
+from readme import readme_code
 from test_conformance import MODELS
 
 CLOSE = 1e-4
@@ -205,6 +208,17 @@ def test_generate_compiles_by_itself(batch_size):
     assert graphs() == 1
     again = model.generate(random_ids(batch_size, 5, seed=3), compile_config=config, **options)
     assert again.sequences.shape[1] > 5
+    assert graphs() == 1
+
+
+def test_the_readme():
+    model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(1, 20)
+    names = {"torch": torch, "model": model, "ids": ids, "AttentionSinkKVCache": AttentionSinkKVCache}
+    compile_by = partial(torch.compile, backend="eager")
+    with mock.patch.object(torch, "compile", compile_by):
+        exec(readme_code("fullgraph=True"), names)
+    expected, _ = stream(model, torch.cat([ids, ids[:, -1:]], dim=1))
+    assert_close(names["outputs"].logits[0, -1], expected[0, -1])
     assert graphs() == 1
 
 
