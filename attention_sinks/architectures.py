@@ -212,6 +212,5 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             "says how)."
         )
     architecture = ARCHITECTURES[model_type]
-    if reason := architecture.refuses(config):
-        raise NotImplementedError(f"model_type={model_type!r} {reason}")
+    architecture.check(config)
     return architecture
