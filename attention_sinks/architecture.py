@@ -73,19 +73,29 @@ class Rope:
         return [] if "." in self.module else [getattr(base, self.module)]
 
 
-@dataclass(frozen=True)
-class NoPositions:
-    """Attention that does not know where its keys are."""
+class SameInAllLayers:
+    """Positions that every layer knows alike, and that no module of the base model makes."""
+
+    def position(self, base: PreTrainedModel) -> Position:
+        raise NotImplementedError
 
     def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
-        return (None,) * base.config.num_hidden_layers
+        return (self.position(base),) * base.config.num_hidden_layers
 
     def modules(self, base: PreTrainedModel) -> list[nn.Module]:
         return []
 
 
 @dataclass(frozen=True)
-class RopeTable:
+class NoPositions(SameInAllLayers):
+    """Attention that does not know where its keys are."""
+
+    def position(self, base: PreTrainedModel) -> Position:
+        return None
+
+
+@dataclass(frozen=True)
+class RopeTable(SameInAllLayers):
     """Rotary positions that each attention module looks up in a finite table: here they are computed.
 
     Parameters
@@ -96,16 +106,12 @@ class RopeTable:
 
     width: Callable[[PreTrainedConfig], int]
 
-    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
-        rotary = Rotary(partial(plain_frequencies, self.width(base.config)), NEIGHBOURS)
-        return (rotary,) * base.config.num_hidden_layers
-
-    def modules(self, base: PreTrainedModel) -> list[nn.Module]:
-        return []
+    def position(self, base: PreTrainedModel) -> Position:
+        return Rotary(partial(plain_frequencies, self.width(base.config)), NEIGHBOURS)
 
 
 @dataclass(frozen=True)
-class LinearBias:
+class LinearBias(SameInAllLayers):
     """ALiBi.
 
     Parameters
@@ -116,11 +122,8 @@ class LinearBias:
 
     alibi: Callable[[PreTrainedModel], Alibi]
 
-    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
-        return (self.alibi(base),) * base.config.num_hidden_layers
-
-    def modules(self, base: PreTrainedModel) -> list[nn.Module]:
-        return []
+    def position(self, base: PreTrainedModel) -> Position:
+        return self.alibi(base)
 
 
 Scheme = Rope | RopeTable | LinearBias | NoPositions
