@@ -216,6 +216,15 @@ LLAMA4 = {
     "intermediate_size_mlp": 96,
 }
 LLAMA4_ONE = {"num_hidden_layers": 1, "no_rope_layers": [0], "layer_types": ["full_attention"]}
+ZAMBA = {
+    "num_hidden_layers": 3,
+    "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    "use_mamba_kernels": False,
+    "mamba_d_state": 8,
+    "attention_head_dim": 32,
+    "pads_later": False,
+    "one_layer": ALWAYS_SEVERAL,
+}
 
 ROWS = [
     # Attention sees all that came before, rotary positions.
@@ -413,36 +422,18 @@ ROWS = [
     row("qwen3_5_text", "linear_attention", "partial", **GATED, **LINEAR),
     row("qwen3_5_moe_text", "linear_attention", "partial", "experts", **GATED, **LINEAR),
     row("qwen3_next", "linear_attention", "partial", "experts", **GATED, **LINEAR),
-    row(
-        "zamba",
-        "no positions",
-        "hybrid",
-        num_hidden_layers=3,
-        layers_block_type=["linear_attention", "hybrid", "hybrid"],
-        use_mamba_kernels=False,
-        mamba_d_state=8,
-        mamba_dt_rank=8,
-        attention_head_dim=32,
-        pads_later=False,
-        one_layer=ALWAYS_SEVERAL,
-    ),
+    row("zamba", "no positions", "hybrid", mamba_dt_rank=8, **ZAMBA),
     row(
         "zamba2",
         "hybrid",
         scale=0.1,
         use_mem_rope=True,
-        num_hidden_layers=3,
-        layers_block_type=["linear_attention", "hybrid", "hybrid"],
         hybrid_layer_ids=[1, 2],
-        use_mamba_kernels=False,
-        mamba_d_state=8,
         n_mamba_heads=4,
         mamba_headdim=32,
         chunk_size=16,
-        attention_head_dim=32,
         num_mem_blocks=1,
-        pads_later=False,
-        one_layer=ALWAYS_SEVERAL,
+        **ZAMBA,
     ),
     # Latent attention.
     row("axk1", "latent", "experts"),
