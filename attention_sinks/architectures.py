@@ -20,7 +20,20 @@ from .architecture import (
     sliding_layers_if_any,
 )
 from .legacy import qwen
-from .models import bloom, btlm, codegen, doge, falcon, gpt_neox_japanese, gptj, hunyuan_v1, llama4_text, minimax, mpt
+from .models import (
+    bloom,
+    btlm,
+    codegen,
+    doge,
+    falcon,
+    gpt_neox_japanese,
+    gptj,
+    hunyuan_v1,
+    llama4_text,
+    minimax,
+    mpt,
+    zaya,
+)
 from .positions import (
     HALVES_BACKWARDS,
     HALVES_BY_PAIR,
@@ -145,6 +158,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vaultgemma": Architecture("VaultGemmaAttention"),
     "zamba": Architecture("ZambaAttention", NoPositions(), continues=False),
     "zamba2": Architecture("Zamba2Attention"),
+    "zaya": zaya.ARCHITECTURE,
     # Latent attention: what is turned lies in the values.
     "axk1": Architecture("AXK1Attention", Rope(TRAILING_HALVES), rotated="values"),
     "bailing_hybrid": Architecture("BailingHybridAttention", Rope(TRAILING_HALVES), rotated="values"),

@@ -14,7 +14,6 @@ _STATE_ON_MODULES = "keeps its recurrent state on its modules and not in a cache
 _WRAPPED = (
     "wraps its text decoder in towers for images or sound and has not been checked yet; load the text decoder alone"
 )
-_CONVOLVED = "convolves keys and values over neighbouring tokens inside its attention, which has not been checked yet"
 _COMPRESSED = "compresses keys of several tokens into one, so that single tokens can no longer be evicted or moved"
 
 _TYPES = {
@@ -30,7 +29,6 @@ _TYPES = {
         axk2 deepseek_v32 dots3_note dots3_note_text glm_moe_dsa hy_v4 minimax_m3_vl_text qwen4_exp qwen4_exp_text
     """,
     _COMPRESSED: "deepseek_v4",
-    _CONVOLVED: "zaya",
     _WRAPPED: "blt gemma3n mllama phi4_multimodal",
     _DRAFT: "gemma4_assistant gemma4_unified_assistant",
     _STATE_ON_MODULES: "recurrent_gemma",

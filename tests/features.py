@@ -33,6 +33,7 @@ def features_of(model):
 MODULES = {
     "experts": ["experts"],
     "query-key norm": ["q_norm", "k_norm", "q_layernorm", "query_layernorm", "qk_norm", "q_a_layernorm"],
+    "convolved keys": ["conv_qk"],
     "latent": ["kv_a_proj", "kv_b_proj"],
 }
 SETTINGS = {

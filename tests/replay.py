@@ -22,10 +22,10 @@ def replay_logits(model, ids, sinks, window):
     with torch.no_grad():
         for sees_all in units.see_all:
             room = len(ids) if sees_all else sinks + window + 1
-            read = _read(model, units.modules, ids, [list(range(min(room, len(ids))))], stream)
+            read = _read(model, units, ids, [list(range(min(room, len(ids))))], stream)
             if room < len(ids):
                 texts = [[*range(sinks), *range(t - window, t + 1)] for t in range(room, len(ids))]
-                later = _read(model, units.modules, ids, texts, stream)
+                later = _read(model, units, ids, texts, stream)
                 last = (states[..., -1:, :].transpose(-3, -2) for states in later)
                 read = [torch.cat(parts, dim=-2) for parts in zip(read, last, strict=True)]
             output, following = read
@@ -50,13 +50,13 @@ class Stream:
     inputs: list
 
 
-def _read(model, modules, ids, texts, stream):
+def _read(model, units, ids, texts, stream):
     """Read `texts` (stream positions of their tokens) through the next unit: what it gives, and what follows it.
 
     What follows are the inputs of the unit after it, or the logits.
     """
     tokens, caught, unit = torch.tensor(texts), {}, len(stream.outputs)
-    begun, ended = count(), count()
+    begun, ended = iter(units.begin), count()
 
     def at(states):
         return states.squeeze(-3)[..., tokens, :]
@@ -71,17 +71,29 @@ def _read(model, modules, ids, texts, stream):
         return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
     def after(module, args, output):
-        number, several = next(ended), isinstance(output, tuple)
+        number = next(ended)
         if number == unit:
-            caught["output"] = (output[0] if several else output).clone()
-        if number >= unit:
-            return None
-        states = at(stream.outputs[number])
-        return (states, *output[1:]) if several else states
+            caught["output"] = _given(module, output).clone()
+        return _replaced(module, output, at(stream.outputs[number])) if number < unit else None
 
-    with _hooked(modules, before, after):
+    with _hooked(units.modules, before, after):
         logits = model(ids[tokens], use_cache=False).logits
     return [caught["output"], caught.get("following", logits)]
+
+
+def _given(module, output):
+    """What `module` gave for each token, [..., tokens, hidden]: queries, keys and values in one where it made those."""
+    if _projects(module):
+        return torch.cat([states.flatten(-2) for states in output], dim=-1)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _replaced(module, output, given):
+    """`output` with what `_given` took from it replaced."""
+    if _projects(module):
+        parts = given.split([states.shape[-2] * states.shape[-1] for states in output], dim=-1)
+        return tuple(part.reshape(states.shape) for part, states in zip(parts, output, strict=True))
+    return (given, *output[1:]) if isinstance(output, tuple) else given
 
 
 @contextmanager
@@ -97,44 +109,70 @@ def _hooked(modules, before, after=None):
 
 @dataclass(frozen=True)
 class Units:
-    """What mixes tokens, in the order it runs.
+    """What mixes tokens, in the order it is done: one that runs inside another comes before it.
 
     Attributes
     ----------
     modules : list of nn.Module
         Each of them once, even if it serves several layers.
     see_all : list of bool
-        For each time one runs, whether it reads the stream as it was trained to.
+        For each unit, whether it reads the stream as it was trained to.
+    begin : list of int
+        The numbers of the units, in the order they begin.
     """
 
     modules: list
     see_all: list
+    begin: list
 
 
 def mixing_units(model):
     """The decoder's layers; what is inside them where a layer has several parts that mix tokens."""
-    names = layer_names(text_config(model))
-    with_sinks = {"full_attention", "hybrid"}
-    if not {*with_sinks, "chunked_attention"} & set(names):  # where all attention slides, sliding layers get the sinks
-        with_sinks = {"sliding_attention", "hybrid_sliding"}
-    see_all = [name not in with_sinks for name in names]
-    layers = decoder_layers(model)
-    if len(layers) == len(names) and "hybrid" not in names:
-        return Units(layers, see_all)
-    return Units(*_parts_in_order(model))
+    names, layers = layer_names(text_config(model)), decoder_layers(model)
+    if len(layers) == len(names) and not HYBRID & set(names):
+        see_all = [name not in names_with_sinks(names) for name in names]
+        return Units(layers, see_all, list(range(len(names))))
+    return _parts_in_order(model, sliding_has_sinks="hybrid_sliding" in names_with_sinks(names))
 
 
-def _parts_in_order(model):
-    """Attention and mixers, found by running the model once."""
+HYBRID = {"hybrid", "hybrid_sliding"}
+
+
+def names_with_sinks(names):
+    """Which layers get the sinks: where all attention slides, the sliding ones."""
+    full = {"full_attention", "hybrid"}
+    return full if {*full, "chunked_attention"} & set(names) else {"sliding_attention", "hybrid_sliding"}
+
+
+def _parts_in_order(model, sliding_has_sinks):
+    """Attention, mixers and projections with states, found by running the model once."""
     parts = [part for part in model.modules() if hasattr(part, "layer_idx") and _mixes(part)]
-    order = []
-    with _hooked(parts, lambda module, args, kwargs: order.append(module)), torch.no_grad():
+    begun, done, running = [], [], []
+
+    def before(module, args, kwargs):
+        running.append(len(begun))
+        begun.append(module)
+
+    def after(module, args, output):
+        done.append(running.pop())
+
+    with _hooked(parts, before, after), torch.no_grad():
         model(torch.zeros(1, 2, dtype=torch.long), use_cache=False)
-    return parts, [not hasattr(part, "o_proj") for part in order]
+
+    def sees_all(part):
+        slides = getattr(part, "sliding_window", None) is not None and not sliding_has_sinks
+        return slides or not hasattr(part, "o_proj")
+
+    return Units(parts, [sees_all(begun[run]) for run in done], [done.index(run) for run in range(len(begun))])
 
 
 def _mixes(part):
-    return hasattr(part, "o_proj") or hasattr(part, "out_proj")
+    return hasattr(part, "o_proj") or hasattr(part, "out_proj") or _projects(part)
+
+
+def _projects(part):
+    """Whether it makes queries, keys and values of several tokens each, by convolutions, inside of attention."""
+    return hasattr(part, "conv_qk_grouped")
 
 
 def decoder_layers(model):

@@ -83,6 +83,11 @@ def test_what_transformers_mpt_does_not_compute(tmp_path, name, value):
     refused(NotImplementedError, lambda: attention_sinks.MptForCausalLM(model.config), *words)
 
 
+def test_zaya_with_a_bias_that_padding_would_get_too():
+    model = animal_of("zaya", attention_bias=True).build()
+    refused_by_injection(NotImplementedError, model, "zaya", "attention_bias=True", "padding")
+
+
 ALIBI_FALCON = animal_of("falcon", "alibi, odd heads")
 EAGER = ["falcon", "alibi=True", "attn_implementation='eager'", "use attn_implementation='sdpa'"]
 

@@ -225,6 +225,15 @@ ZAMBA = {
     "pads_later": False,
     "one_layer": ALWAYS_SEVERAL,
 }
+ZAYA = {
+    "num_hidden_layers": 3,
+    "layer_types": ["hybrid_sliding", "hybrid", "hybrid"],
+    "sliding_window": 9,
+    "num_experts_per_tok": 1,
+    "router_hidden_size": 16,
+    "pads_later": False,
+    "one_layer": ALWAYS_SEVERAL,
+}
 
 ROWS = [
     # Attention sees all that came before, rotary positions.
@@ -434,6 +443,13 @@ ROWS = [
         chunk_size=16,
         num_mem_blocks=1,
         **ZAMBA,
+    ),
+    row("zaya", "hybrid", "hybrid_sliding", "convolved keys", "two thetas", "partial", "experts", **ZAYA),
+    row(
+        "zaya",
+        "hybrid_sliding",
+        "convolved keys",
+        **{**ZAYA, "sliding_window": 24, "layer_types": ["hybrid_sliding"] * 3},
     ),
     # Latent attention.
     row("axk1", "latent", "experts"),

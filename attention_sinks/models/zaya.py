@@ -1,0 +1,22 @@
+"""ZAYA: queries and keys are convolved over neighbouring tokens before attention, values are half delayed.
+
+Transformers keeps what the next call needs of that as states of the layer, and attention itself is as everywhere.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+from ..architecture import Architecture
+
+
+def _refuses(config: PreTrainedConfig) -> str | None:
+    if config.attention_bias:  # the bias is added where padding has been set to zero
+        return (
+            "with attention_bias=True convolves padding into the first tokens of a row, in Transformers itself; use a "
+            "model without that bias, as the released ones are."
+        )
+    return None
+
+
+ARCHITECTURE = Architecture("ZayaAttention", refuses=_refuses, notes="keys are convolved before they are cached")
