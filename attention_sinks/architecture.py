@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -141,6 +141,10 @@ def _nothing(config: PreTrainedConfig) -> None:
     """No limit, no objection."""
 
 
+def _no_others(model: PreTrainedModel, base: PreTrainedModel) -> Iterable[tuple[nn.Module, Callable]]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Facts about one `config.model_type`.
@@ -167,6 +171,8 @@ class Architecture:
     continues : bool, default True
         Whether Transformers' states go on over a call of several tokens. Where they start anew, such a call is cut
         into single tokens.
+    others : callable, optional
+        (model, base model) -> other modules to patch, each with what runs in place of its forward.
     limit : callable, optional
         config -> Limit or None.
     refuses : callable, optional
@@ -184,6 +190,7 @@ class Architecture:
     takes_mask: bool = True
     kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds
     continues: bool = True
+    others: Callable[[PreTrainedModel, PreTrainedModel], Iterable[tuple[nn.Module, Callable]]] = _no_others
     limit: Callable[[PreTrainedConfig], Limit | None] = _nothing
     refuses: Callable[[PreTrainedConfig], str | None] = _nothing
     notes: str = ""

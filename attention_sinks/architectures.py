@@ -32,6 +32,7 @@ from .models import (
     llama4_text,
     minimax,
     mpt,
+    recurrent_gemma,
     zaya,
 )
 from .positions import (
@@ -149,6 +150,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_5_text": Architecture("Qwen3_5Attention"),
     "qwen3_moe": Architecture("Qwen3MoeAttention"),
     "qwen3_next": Architecture("Qwen3NextAttention"),
+    "recurrent_gemma": recurrent_gemma.ARCHITECTURE,
     "seed_oss": Architecture("SeedOssAttention"),
     "smollm3": Architecture("SmolLM3Attention", Rope(turns=by_no_rope_layers)),
     "solar_open": Architecture("SolarOpenAttention"),

@@ -133,6 +133,7 @@ def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
     if outer.base_model is not base:
         patches.append(_forward_patch(outer.base_model, wrapper_forward))
     patches += [_forward_patch(module, rotary_forward) for module in facts.scheme(base.config).modules(base)]
+    patches += [_forward_patch(module, forward) for module, forward in facts.others(outer, base)]
     own_config, written_out = _with_attention(base.config), facts.forward
     forward = partial(written_out_forward, function=written_out) if written_out else attention_forward
     attention = [module for module in base.modules() if type(module).__name__ == facts.attention]

@@ -10,7 +10,6 @@ _RECURRENT = "is recurrent: it keeps a state of constant size and has no keys to
 _RELATIVE_TABLE = "learns a bias for each distance from positions of the whole text, which a cache cannot move"
 _INDEXER = "selects its keys by a second cache of indexer keys with positions of their own, which has no sinks yet"
 _DRAFT = "drafts for another model, whose keys it reads: it has no stream of its own; give that model attention sinks"
-_STATE_ON_MODULES = "keeps its recurrent state on its modules and not in a cache, so one model cannot serve two streams"
 _WRAPPED = (
     "wraps its text decoder in towers for images or sound and has not been checked yet; load the text decoder alone"
 )
@@ -31,7 +30,6 @@ _TYPES = {
     _COMPRESSED: "deepseek_v4",
     _WRAPPED: "blt gemma3n mllama phi4_multimodal",
     _DRAFT: "gemma4_assistant gemma4_unified_assistant",
-    _STATE_ON_MODULES: "recurrent_gemma",
 }
 
 UNSUPPORTED: dict[str, str] = {

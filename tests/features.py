@@ -34,6 +34,7 @@ MODULES = {
     "experts": ["experts"],
     "query-key norm": ["q_norm", "k_norm", "q_layernorm", "query_layernorm", "qk_norm", "q_a_layernorm"],
     "convolved keys": ["conv_qk"],
+    "recurrence": ["rg_lru"],
     "latent": ["kv_a_proj", "kv_b_proj"],
 }
 SETTINGS = {

@@ -179,7 +179,7 @@ def decoder_layers(model):
     """The decoder's layers; its attention modules where they are not the layers the config counts."""
     number = text_config(model).num_hidden_layers
     for found in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
-        if len(found) == number and any(hasattr(part, "layer_idx") for part in found[0].modules()):
+        if len(found) == number and any(hasattr(part, "layer_idx") for part in found.modules()):
             return list(found)
     return [part for part in model.modules() if hasattr(part, "layer_idx") and hasattr(part, "o_proj")]
 
@@ -190,6 +190,8 @@ def text_config(model):
 
 def layer_names(config):
     """What the config calls its layers, or what Transformers takes them for."""
+    if "recurrent" in (blocks := getattr(config, "layers_block_type", ())):  # RecurrentGemma in older releases
+        return [{"recurrent": "linear_attention", "attention": "sliding_attention"}[name] for name in blocks]
     slides = getattr(config, "sliding_window", None) is not None
     names = getattr(config, "layer_types", None)
     return list(names or ["sliding_attention" if slides else "full_attention"] * config.num_hidden_layers)

@@ -433,6 +433,16 @@ ROWS = [
     row("qwen3_next", "linear_attention", "partial", "experts", **GATED, **LINEAR),
     row("zamba", "no positions", "hybrid", mamba_dt_rank=8, **ZAMBA),
     row(
+        "recurrent_gemma",
+        "recurrence",
+        "partial",
+        num_hidden_layers=4,
+        block_types=["recurrent", "attention"],
+        attention_window_size=24,
+        pads_later=False,
+        one_layer={"num_hidden_layers": 1, "block_types": ["attention"]},
+    ),
+    row(
         "zamba2",
         "hybrid",
         scale=0.1,

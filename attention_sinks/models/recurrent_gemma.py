@@ -1,0 +1,114 @@
+"""RecurrentGemma: local attention and gated linear recurrences, whose states Transformers keeps on their modules.
+
+Here they are in the cache, as states of their layers, and go on over a call of several tokens. Padding is kept out of
+the convolution; the recurrence begins anew at the first token of a row, as in Transformers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..architecture import Architecture, Rope
+from ..cache import AttentionSinkKVCache
+from ..call import CALL_ARGUMENT, Call
+from ..injection import named_arguments
+from ..layer_kinds import LayerKind
+from ..step import TokenStep
+
+RECURRENT = ("linear_attention", "recurrent")
+"""What `config.layers_block_type` calls recurrent layers, today and in older releases."""
+
+
+def _recurrent_block(
+    block: nn.Module,
+    input_states: torch.Tensor,
+    layer_idx: int,
+    past_key_values: Any = None,
+    previous: Callable | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """In place of the forward of a recurrent block: its states come from the cache and go there."""
+    call: Call = kwargs[CALL_ARGUMENT]
+    states = None if past_key_values is None else past_key_values.layers[layer_idx]
+    known = states is not None and states.has_previous_state[0]
+    position, columns = _stream_position(call, input_states.device), input_states.shape[1]
+    inputs = block.linear_x(input_states).masked_fill((position < 0)[..., None], 0.0).transpose(1, 2)
+    before = states.conv_states[0] if known else inputs.new_zeros(*inputs.shape[:2], block.conv1d_width - 1)
+    inputs = torch.cat([before, inputs], dim=-1)
+    convolved = block.conv_1d(inputs)[..., before.shape[-1] : before.shape[-1] + columns].transpose(1, 2)
+    recurrent = states.recurrent_states[0].clone() if known else None
+    outputs, recurrent = block.rg_lru(convolved, position.clamp(min=0), recurrent)
+    if states is not None:
+        states.update_conv_state(inputs[..., columns:].detach())
+        states.update_recurrent_state(recurrent.detach())
+    return block.linear_out(outputs * block.act_fn(block.linear_y(input_states))), None
+
+
+def _recurrence(
+    module: nn.Module,
+    activations: torch.Tensor,
+    position_ids: torch.Tensor,
+    recurrent_states: torch.Tensor | None,
+    previous: Callable | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The recurrence from `recurrent_states`; Transformers leaves the new ones on what runs it, here a copy."""
+    own = copy.copy(module)
+    own.recurrent_states = recurrent_states
+    outputs = type(module).forward(own, activations, position_ids)
+    return outputs, own.recurrent_states
+
+
+def _stream_position(call: Call, device: torch.device) -> torch.Tensor:
+    """[R, n], how many tokens of its row came before each; negative for padding before the first."""
+    step = next(iter(call.steps.values()))
+    return (step.position if isinstance(step, TokenStep) else step.query_position).to(device)
+
+
+def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
+    """The head's own forward, whose output carries the cache as well."""
+    given = named_arguments(type(head), args, kwargs)
+    use_cache = head.config.use_cache if given.get("use_cache") is None else given["use_cache"]
+    if use_cache and not head.training and given.get("past_key_values") is None:
+        given["past_key_values"] = AttentionSinkKVCache(head)
+    output = previous(**given) if previous is not None else type(head).forward(head, **given)
+    if isinstance(output, ModelOutput):
+        output["past_key_values"] = given.get("past_key_values")
+    return output
+
+
+def _others(model: PreTrainedModel, base: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable]]:
+    if model is not base:
+        yield model, _head
+    for index, (layer, kind) in enumerate(zip(base.layers, _kinds(base.config), strict=True)):
+        if kind.states:
+            yield layer.temporal_block, partial(_recurrent_block, layer_idx=index)
+            yield layer.temporal_block.rg_lru, _recurrence
+
+
+def _kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
+    attends, recurs = LayerKind(True, True, config.attention_window_size), LayerKind(False, False, states=1)
+    return tuple(recurs if name in RECURRENT else attends for name in config.layers_block_type)
+
+
+def _rope(config: PreTrainedConfig) -> Rope:
+    index = next(index for index, kind in enumerate(_kinds(config)) if kind.attends)
+    return Rope(module=f"layers.{index}.temporal_block.rotary_emb")
+
+
+def _refuses(config: PreTrainedConfig) -> str | None:
+    if not any(kind.attends for kind in _kinds(config)):
+        return f"with num_hidden_layers={config.num_hidden_layers} has no attention; use one with more layers."
+    return None
+
+
+ARCHITECTURE = Architecture(
+    "RecurrentGemmaAttention", _rope, kinds=_kinds, takes_mask=False, others=_others, refuses=_refuses
+)
