@@ -32,6 +32,7 @@ from .models import (
     llama4_text,
     minimax,
     mpt,
+    qwen4_exp,
     recurrent_gemma,
     zaya,
 )
@@ -44,6 +45,7 @@ from .positions import (
     TRAILING_HALVES,
 )
 from .unsupported import UNSUPPORTED
+from .versions import check_release_for, streams_in_this_release
 
 
 def _rope_or_none(config: PreTrainedConfig) -> Scheme:
@@ -150,6 +152,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_5_text": Architecture("Qwen3_5Attention"),
     "qwen3_moe": Architecture("Qwen3MoeAttention"),
     "qwen3_next": Architecture("Qwen3NextAttention"),
+    "qwen4_exp_text": qwen4_exp.ARCHITECTURE,
     "recurrent_gemma": recurrent_gemma.ARCHITECTURE,
     "seed_oss": Architecture("SeedOssAttention"),
     "smollm3": Architecture("SmolLM3Attention", Rope(turns=by_no_rope_layers)),
@@ -187,6 +190,7 @@ WRAPPERS = {
     "moss_transcribe_diarize": "qwen3",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
 }
 """Multimodal models -> their text decoders, which stream; images and sound are refused when they come."""
 
@@ -194,7 +198,7 @@ WRAPPERS = {
 def supported_model_types() -> list[str]:
     """Sorted `config.model_type` strings that can stream and that the installed Transformers knows."""
     known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *OWN_TYPES}
-    return sorted({*ARCHITECTURES, *WRAPPERS} & known)
+    return sorted(filter(streams_in_this_release, {*ARCHITECTURES, *WRAPPERS} & known))
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
@@ -203,8 +207,8 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     Raises
     ------
     NotImplementedError
-        When the type has no row, is an encoder-decoder or is configured in a way that cannot stream; names close
-        matches and how to add one.
+        When the type has no row, needs a newer Transformers, is an encoder-decoder or is configured in a way that
+        cannot stream; names close matches and how to add one.
     """
     model_type = config.model_type
     if getattr(config, "is_encoder_decoder", False):
@@ -212,6 +216,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             f"model_type={model_type!r} is an encoder-decoder; attention sinks are for decoder-only models: "
             "use one of supported_model_types()."
         )
+    check_release_for(model_type)
     if model_type in WRAPPERS:
         return architecture_of(config.get_text_config(decoder=True))
     if model_type in UNSUPPORTED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .indexed_layer import IndexedLayer
 from .injection import Injection
 from .layer import SinkLayer
 from .positions import Rotary
@@ -25,5 +26,5 @@ def cache_layers(injection: Injection, settings: SinkSettings, streams: Streams)
         elif kind.states:
             layers.append(SinkAndStatesLayer(reach, streams, rotated, kind.states))
         else:
-            layers.append(SinkLayer(reach, streams, rotated))
+            layers.append((IndexedLayer if kind.indexed else SinkLayer)(reach, streams, rotated))
     return layers

@@ -73,7 +73,7 @@ class Inputs:
     def arguments(self, piece: slice) -> dict[str, Any]:
         """Arguments of the base model's own forward for `piece`."""
         arguments = dict(self.given)
-        for name in ("input_ids", "inputs_embeds", "per_layer_inputs"):
+        for name in ("input_ids", "inputs_embeds", "per_layer_inputs", "ple_input_ids"):
             if (states := arguments.get(name)) is not None:
                 arguments[name] = _reordered(states, self.order)[:, piece]
         if "logits_to_keep" in arguments:  # Gemma 4 would leave out queries that the call's step counts
@@ -131,6 +131,8 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     if wants_attentions:
         _check_attentions(columns, (injection if cache is None else cache).settings.visible_size)
     real, order = _padding_left(real, device)
+    if injection.settings.prefill == "dense":
+        _check_dense(injection, cache, columns if real is None else real.sum(1))
     if injection.has_states:
         _check_padding_of_states(real, order, cache)
     if not injection.architecture.continues and cache is not None and any(cache.streams.seen) and columns > 1:
@@ -223,6 +225,19 @@ def _check_attentions(columns: int, visible_size: int) -> None:
         raise ValueError(
             f"output_attentions=True with a call of {columns} tokens: the weights of a call longer than sinks + window "
             f"+ 1 = {visible_size} have no common columns; cut the call into shorter ones."
+        )
+
+
+def _check_dense(injection: Injection, cache: AttentionSinkKVCache | None, new: torch.Tensor | int) -> None:
+    """The tokens of a dense call see all that is cached and each other, however small the window."""
+    limit = injection.architecture.limit(injection.model.config)
+    cached = cache.tokens_cached if cache is not None and cache.streams.seen else 0
+    sees = int(torch.as_tensor(cached + new).max())
+    if limit is not None and sees > limit.tokens:
+        raise ValueError(
+            f"attention_sink_prefill='dense' lets the tokens of this call see {sees} tokens, but "
+            f"{injection.model.config.model_type} can have at most {limit.tokens}: {limit.reason}; make shorter calls "
+            "or use attention_sink_prefill='streaming'."
         )
 
 

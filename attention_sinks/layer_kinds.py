@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig
 
 LINEAR = ("linear_attention", "conv")
 HYBRID = ("hybrid", "hybrid_sliding")
-ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", *HYBRID)
+INDEXED = "indexed_attention"
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", INDEXED, *HYBRID)
 SLIDING = ("sliding_attention", "hybrid_sliding")
 
 
@@ -28,6 +29,8 @@ class LayerKind:
         Whether `window` counts from borders fixed in the stream (chunked attention).
     states : int
         Convolution and recurrent states that Transformers keeps for it; 0 for a layer without any.
+    indexed : bool
+        Whether an indexer selects its keys.
     """
 
     attends: bool
@@ -35,6 +38,7 @@ class LayerKind:
     window: int | None = None
     chunk: bool = False
     states: int = 0
+    indexed: bool = False
 
 
 def layer_kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
@@ -61,4 +65,4 @@ def _kind(config: PreTrainedConfig, index: int, name: str, stores: bool) -> Laye
     config = config.per_layer_config[index] if getattr(config, "per_layer_config", None) else config
     window = config.attention_chunk_size if chunk else config.sliding_window if name in SLIDING else None
     states = getattr(config, "number_of_conv_states", 1) if name in (*LINEAR, *HYBRID) else 0
-    return LayerKind(attends, attends and stores, window, chunk, states)
+    return LayerKind(attends, attends and stores, window, chunk, states, name == INDEXED)

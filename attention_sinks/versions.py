@@ -11,6 +11,9 @@ OLDEST_TRANSFORMERS = "5.17"
 NEWEST_TRANSFORMERS = "5.23"
 """The newest release whose causal language models have all been looked at: each is supported or refused."""
 
+SINCE = {"qwen4_exp": (5, 21), "qwen4_exp_text": (5, 21)}
+"""Types whose caches grow with the text in older releases: the first release in which they stream."""
+
 
 def check_transformers() -> None:
     """ImportError, with the cure, when the installed Transformers is too old."""
@@ -24,3 +27,17 @@ def check_transformers() -> None:
 def transformers_release() -> tuple[int, int]:
     """Major and minor version of the installed Transformers."""
     return Version(transformers.__version__).release[:2]
+
+
+def check_release_for(model_type: str) -> None:
+    """NotImplementedError, with the cure, when `model_type` needs a newer Transformers to stream."""
+    if not streams_in_this_release(model_type):
+        needed = ".".join(map(str, SINCE[model_type]))
+        raise NotImplementedError(
+            f"model_type={model_type!r} streams with transformers>={needed}, but {transformers.__version__} is "
+            f"installed; call `pip install --upgrade 'transformers>={needed}'`."
+        )
+
+
+def streams_in_this_release(model_type: str) -> bool:
+    return SINCE.get(model_type, (0, 0)) <= transformers_release()

@@ -35,6 +35,8 @@ MODULES = {
     "query-key norm": ["q_norm", "k_norm", "q_layernorm", "query_layernorm", "qk_norm", "q_a_layernorm"],
     "convolved keys": ["conv_qk"],
     "recurrence": ["rg_lru"],
+    "indexer": ["indexer"],
+    "hashed n-grams": ["ngram_embedding"],
     "latent": ["kv_a_proj", "kv_b_proj"],
 }
 SETTINGS = {

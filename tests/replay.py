@@ -140,7 +140,7 @@ HYBRID = {"hybrid", "hybrid_sliding"}
 
 def names_with_sinks(names):
     """Which layers get the sinks: where all attention slides, the sliding ones."""
-    full = {"full_attention", "hybrid"}
+    full = {"full_attention", "indexed_attention", "hybrid"}
     return full if {*full, "chunked_attention"} & set(names) else {"sliding_attention", "hybrid_sliding"}
 
 

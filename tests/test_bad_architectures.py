@@ -67,6 +67,22 @@ def test_a_refused_size_leaves_an_injected_model_as_it_is(model_type, table):
     assert_close(stream(model, IDS[None])[0][0], replay_logits(animal.build(), IDS, S, W))
 
 
+@pytest.mark.parametrize("model_type, table", [("doge", "keep_window_size"), ("mpt", "max_seq_len")])
+def test_a_dense_call_sees_no_more_than_the_model_can_have(model_type, table):
+    animal = animal_of(model_type, **{table: 64})
+    model = inject_attention_sinks(animal.build(), 2, 4, "dense")
+    with torch.no_grad():
+        model(random_ids(1, 64))
+    words = ["attention_sink_prefill='dense'", "see 65 tokens", f"{table}=64", "make shorter calls"]
+    refused(ValueError, lambda: model(random_ids(1, 65)), *words)
+    _, cache = stream(model, IDS[None, :30], [10] * 3)
+    before = state_of(cache)
+    refused(ValueError, lambda: model(random_ids(1, 59), past_key_values=cache), *words)
+    assert_same_state(cache, before)
+    with torch.no_grad():
+        model(random_ids(1, 58), past_key_values=cache)
+
+
 # --- configurations ---------------------------------------------------------------------------------------------------
 
 MPT_CONFIGS = [("qk_ln", True), ("prefix_lm", True), ("attn_uses_sequence_id", True), ("alibi", False)]

@@ -9,10 +9,10 @@ from packaging.version import Version
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
-from attention_sinks import supported_model_types
+from attention_sinks import supported_model_types, versions
 from attention_sinks.architectures import ARCHITECTURES, WRAPPERS, architecture_of
 from attention_sinks.unsupported import UNSUPPORTED
-from attention_sinks.versions import NEWEST_TRANSFORMERS
+from attention_sinks.versions import NEWEST_TRANSFORMERS, SINCE
 from helpers import refused
 from zoo import ROWS, ZOO
 
@@ -20,7 +20,7 @@ KNOWN = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def test_every_causal_language_model_is_supported_or_refused_with_a_reason():
-    unknown = sorted(KNOWN - set(supported_model_types()) - set(UNSUPPORTED))
+    unknown = sorted(KNOWN - set(supported_model_types()) - set(UNSUPPORTED) - set(SINCE))
     if Version(transformers.__version__).release[:2] > Version(NEWEST_TRANSFORMERS).release[:2]:
         warnings.warn(f"new in transformers {transformers.__version__}: {unknown}", stacklevel=1)
     else:
@@ -29,7 +29,7 @@ def test_every_causal_language_model_is_supported_or_refused_with_a_reason():
 
 def test_as_many_as_the_readme_says():
     if Version(transformers.__version__).release[:2] == Version(NEWEST_TRANSFORMERS).release[:2]:
-        assert len(supported_model_types()) >= 127
+        assert len(supported_model_types()) >= 129
 
 
 def test_nothing_is_both_supported_and_refused():
@@ -38,7 +38,7 @@ def test_nothing_is_both_supported_and_refused():
 
 def test_every_supported_type_has_a_tiny_model():
     assert {animal.model_type for animal in ZOO} == set(supported_model_types())
-    assert not {animal.model_type for animal in ROWS if animal not in ZOO} & set(CONFIG_MAPPING)
+    assert not {animal.model_type for animal in ROWS if animal not in ZOO} & set(CONFIG_MAPPING) - set(SINCE)
 
 
 @pytest.mark.parametrize("model_type", sorted(set(UNSUPPORTED) & KNOWN))
@@ -46,6 +46,16 @@ def test_what_cannot_stream_is_refused_from_its_config(model_type):
     config = PreTrainedConfig()
     config.model_type = model_type
     refused(NotImplementedError, lambda: architecture_of(config), model_type, UNSUPPORTED[model_type])
+
+
+@pytest.mark.parametrize("model_type", sorted(SINCE))
+def test_what_needs_a_newer_release_is_refused_by_older_ones(model_type, monkeypatch):
+    assert model_type in {*ARCHITECTURES, *WRAPPERS}
+    monkeypatch.setattr(versions, "transformers_release", lambda: (SINCE[model_type][0], SINCE[model_type][1] - 1))
+    assert model_type not in supported_model_types()
+    config = PreTrainedConfig()
+    config.model_type = model_type
+    refused(NotImplementedError, lambda: architecture_of(config), model_type, "pip install --upgrade")
 
 
 @pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) & set(MODEL_MAPPING_NAMES)))

@@ -234,6 +234,26 @@ ZAYA = {
     "pads_later": False,
     "one_layer": ALWAYS_SEVERAL,
 }
+# At S + W + 1 = 17 the indexer selects 4 blocks of 4 and the token that is left over; from 20 on it leaves keys out.
+QWEN4 = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_hidden_layers": 3,
+    "pads_later": False,
+    "eos_token_id": 1,
+    "hc_count": 2,
+    "hc_lowrank": 8,
+    "ple_layer_ids": [3],
+    "ple_embed_dim": 16,
+    "heads_per_ngram": 2,
+    "ngram_vocab_size_base": 50,
+    "make_ngram_vocab_size_divisible_by": 8,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "one_layer": {"num_hidden_layers": 1, "layer_types": ["full_attention"], "ple_layer_ids": []},
+}
 
 ROWS = [
     # Attention sees all that came before, rotary positions.
@@ -432,6 +452,7 @@ ROWS = [
     row("qwen3_5_moe_text", "linear_attention", "partial", "experts", **GATED, **LINEAR),
     row("qwen3_next", "linear_attention", "partial", "experts", **GATED, **LINEAR),
     row("zamba", "no positions", "hybrid", mamba_dt_rank=8, **ZAMBA),
+    row("qwen4_exp_text", "indexer", "hashed n-grams", "experts", **GATED, **QWEN4),
     row(
         "recurrent_gemma",
         "recurrence",
@@ -523,6 +544,7 @@ ROWS = [
     row("llama4", "no positions", text="llama4_text", one_layer=LLAMA4_ONE, **LLAMA4),
     row("qwen3_5", "linear_attention", text="qwen3_5_text", **GATED, **LINEAR),
     row("qwen3_5_moe", "linear_attention", "experts", text="qwen3_5_moe_text", **GATED, **LINEAR),
+    row("qwen4_exp", "indexer", text="qwen4_exp_text", **GATED, **QWEN4),
     row("fuyu", "query-key norm", "partial", text="persimmon"),
     row("got_ocr2", text="qwen2", parts=GOT, implementations=EAGER),
     row("moss_transcribe_diarize", "query-key norm", text="qwen3", parts=MOSS),

@@ -1,0 +1,46 @@
+"""Qwen4-Exp: gated attention to the keys that an indexer selects, beside linear layers that also hash the last tokens.
+
+The indexer leaves nothing out while a query sees no more blocks of keys than it may select. Up to there, which is what
+its row allows, it need not run, and no keys of its own need be kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedConfig
+
+from ..architecture import Architecture, Limit
+from ..attention import attend
+from ..view import LayerView
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+    query, gate = module.q_proj(hidden_states).unflatten(-1, (-1, 2 * module.head_dim)).chunk(2, dim=-1)
+    key, value = (
+        project(hidden_states).unflatten(-1, (-1, module.head_dim)) for project in (module.k_proj, module.v_proj)
+    )
+    query, key, value = (states.transpose(1, 2) for states in (module.q_norm(query), module.k_norm(key), value))
+    query, key = (layer.call.rotate(states, layer.call.position_embeddings) for states in (query, key))
+    dropout = module.attention_dropout if module.training else 0.0
+    output, weights = attend(module, query, key, value, layer, module.scaling, dropout)
+    return module.o_proj((output * gate.sigmoid()).flatten(2)), weights
+
+
+def _limit(config: PreTrainedConfig) -> Limit | None:
+    """It selects whole blocks, and always takes the tokens after the last one."""
+    if config.indexer_budget is None:
+        return None
+    budget, block = config.indexer_budget, config.indexer_compress_ratio
+    reason = (
+        f"beyond config.indexer_budget={budget} and an unfinished block of config.indexer_compress_ratio={block} its "
+        "indexer leaves keys out, which is not computed"
+    )
+    return Limit(budget + block - 1, reason)
+
+
+ARCHITECTURE = Architecture(
+    "Qwen4ExpTextAttention",
+    forward=_attention,
+    limit=_limit,
+    notes="S + W + 1 up to where its indexer leaves keys out",
+)
