@@ -26,8 +26,18 @@ def wrapper_forward(module: nn.Module, *args: Any, previous: Callable | None = N
                 f"{name} cannot be used with attention sinks: {type(module).__name__} streams text only; leave it out, "
                 "or remove_attention_sinks(model) first."
             )
+    if hasattr(module, "rope_deltas") and given.get("position_ids") is None:
+        given["position_ids"] = _positions(given)  # else they would follow from what the module keeps of its last call
     given["attention_mask"] = {TEXT_MASK: given.get("attention_mask")}
     return previous(**given) if previous is not None else type(module).forward(module, **given)
+
+
+def _positions(given: dict[str, Any]) -> torch.Tensor:
+    """[1, columns], the columns of a call of text counted on from those of its cache."""
+    ids, cache = given.get("input_ids"), given.get("past_key_values")
+    ids = given["inputs_embeds"] if ids is None else ids
+    past = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(past, past + ids.shape[1], device=ids.device)[None]
 
 
 def text_mask(mask: Any) -> torch.Tensor | None:
