@@ -274,7 +274,7 @@ ROWS = [
         ffn_config={"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     ),
     row("diffllama", implementations=EAGER),
-    row("doge", "query-key norm"),
+    row("doge", "query-key norm", implementations=("eager", "sdpa")),  # older releases see the future with sdpa
     row("dots1", "experts", "query-key norm"),
     row("emu3", text="emu3_text_model", **TOKENS),
     row("ernie4_5", "rope neighbours"),

@@ -1,0 +1,72 @@
+"""Gemma 4 beside its assistants: draft models that read its keys and values (`shared_kv_states`) and keep none.
+
+An assistant stands where the next token will, in columns of the input. It is handed what a query there sees, from old
+to new, with keys turned to where they must appear from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..architecture import Architecture
+from ..cache import AttentionSinkKVCache
+from ..injection import Injection, injection_of, named_arguments
+from ..positions import Rotary
+
+
+class SharedStates(Mapping):
+    """Kind of layer -> keys and values of the last layer of that kind that has its own.
+
+    They are made when they are asked for: by then tokens that were drafted in vain have been taken back.
+    """
+
+    def __init__(self, cache: AttentionSinkKVCache, injection: Injection) -> None:
+        self.cache, self.injection = cache, injection
+        names = injection.model.config.layer_types
+        self.layers = {names[index]: index for index, kind in enumerate(injection.kinds) if kind.stores}
+
+    def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both [1, num_key_value_heads, tokens, head_dim]."""
+        layer, streams = self.cache.layers[self.layers[name]], self.cache.streams
+        rotary = self.injection.positions(self.cache.settings)[self.layers[name]]
+        (seen,), (base,), reach = streams.rows.seen, streams.rows.base, layer.reach
+        sinks = range(min(reach.sink_size, seen))
+        recent = range(max(reach.sink_size, seen - reach.window_size), seen)
+        slots = reach.slot_of(torch.tensor([*sinks, *recent], device=layer.keys.device))
+        keys, values = layer.keys[:, :, slots], layer.values[:, :, slots]
+        nearer = _turned(layer.sinks[:, :, : len(sinks)], rotary, streams.columns - min(seen, reach.cached_size))
+        recent_keys = _turned(keys[:, :, len(sinks) :], rotary, streams.columns - seen + base)
+        return torch.cat([nearer, recent_keys], dim=2), values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def _turned(keys: torch.Tensor, rotary: Rotary, shift: int) -> torch.Tensor:
+    return rotary.pairing.rotate(keys, rotary.tables(torch.tensor([[shift]], device=keys.device)))
+
+
+def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
+    """The head's own forward, with the shared states of the cache where they are asked for."""
+    given = named_arguments(type(head), args, kwargs)
+    wanted = given.pop("return_shared_kv_states", False)
+    output = previous(**given) if previous is not None else type(head).forward(head, **given)
+    if wanted and isinstance(output.past_key_values, AttentionSinkKVCache):
+        output["shared_kv_states"] = SharedStates(output.past_key_values, injection_of(head))
+    return output
+
+
+def _others(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
+    return [(model, _head)] if model is not base else []
+
+
+TEXT = Architecture("Gemma4TextAttention", others=_others)
+UNIFIED = Architecture("Gemma4UnifiedTextAttention", others=_others)
