@@ -46,7 +46,7 @@ from .positions import (
     TRAILING_HALVES,
 )
 from .unsupported import UNSUPPORTED
-from .versions import check_release_for, streams_in_this_release
+from .versions import check_release_for, moshi_hands_arguments_on, streams_in_this_release
 
 
 def _rope_or_none(config: PreTrainedConfig) -> Scheme:
@@ -131,7 +131,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": Architecture("MistralAttention"),
     "mixtral": Architecture("MixtralAttention"),
     "modernbert-decoder": Architecture("ModernBertDecoderAttention"),
-    "moshi": Architecture("MoshiAttention", Rope(module="layers.0.self_attn.rotary_emb")),
+    "moshi": Architecture(
+        "MoshiAttention", Rope(module="layers.0.self_attn.rotary_emb"), hands_on=moshi_hands_arguments_on()
+    ),
     "mpt": mpt.ARCHITECTURE,
     "nanochat": Architecture("NanoChatAttention", Rope(HALVES_BACKWARDS)),
     "nemotron": Architecture("NemotronAttention", hands_on=False),

@@ -41,3 +41,8 @@ def check_release_for(model_type: str) -> None:
 
 def streams_in_this_release(model_type: str) -> bool:
     return SINCE.get(model_type, (0, 0)) <= transformers_release()
+
+
+def moshi_hands_arguments_on() -> bool:
+    """Whether Moshi hands keyword arguments that it does not know on to its layers."""
+    return transformers_release() >= (5, 21)

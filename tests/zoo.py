@@ -86,11 +86,19 @@ class Animal:
         return " ".join([self.model_type, *sorted(self.claims)])
 
     def build(self, implementation=None):
-        """The plain model, with the same weights at every call."""
+        """The plain model, with the same weights at every call; by the first implementation its logits vary by 1."""
+        first = self.implementations[0]
+        model = self._make(implementation or first)
+        measured = model if implementation in (None, first) else self._make(first)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.div_(measured(random_ids(1, 64)).logits.std())
+        return model
+
+    def _make(self, implementation):
         config = tiny_config(self.text or self.model_type, self.config)
         if self.text:
             config = AutoConfig.for_model(self.model_type, text_config=config.to_dict(), **self.parts)
-        config._attn_implementation = implementation or self.implementations[0]
+        config._attn_implementation = implementation
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config).float().eval()
@@ -118,8 +126,6 @@ def randomise(model, scale):
                     parameter.add_(scale * noise)
                 else:
                     parameter.copy_(scale * noise)
-        head = model.get_output_embeddings()
-        head.weight.div_(model(random_ids(1, 64)).logits.std())
     return model
 
 
@@ -143,6 +149,7 @@ GATED = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+COMPASS_ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 4]}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
@@ -355,7 +362,7 @@ ROWS = [
         "cohere_compass_text",
         "no positions",
         "sliding_attention",
-        rope_parameters={"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": None},
+        rope_parameters={"sliding_attention": COMPASS_ROPE, "full_attention": None},
         **SLIDING,
     ),
     row("cwm", "sliding_attention", "full_attention", **TOKENS, **SLIDING),
