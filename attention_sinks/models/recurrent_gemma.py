@@ -68,7 +68,7 @@ def _recurrence(
 
 def _stream_position(call: Call, device: torch.device) -> torch.Tensor:
     """[R, n], how many tokens of its row came before each; negative for padding before the first."""
-    step = next(iter(call.steps.values()))
+    step = call.steps[0]
     return (step.position if isinstance(step, TokenStep) else step.query_position).to(device)
 
 
