@@ -146,6 +146,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "persimmon": Architecture("PersimmonAttention"),
     "phi": Architecture("PhiAttention"),
     "phi3": Architecture("Phi3Attention"),
+    "phi4_multimodal": Architecture("Phi4MultimodalAttention", notes="text only"),
     "phimoe": Architecture("PhimoeAttention"),
     "qwen": Architecture("Qwen2Attention", limit=qwen.limit),
     "qwen2": Architecture("Qwen2Attention"),

@@ -15,7 +15,7 @@ from .layer_kinds import ATTENTION, LINEAR
 from .masks import check_position_ids, real_columns
 from .rows import Rows
 from .settings import SinkSettings
-from .wrapper import text_mask
+from .wrapper import refuse_media, text_mask
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     injection = injection_of(model)
     injection.architecture.check(model.config)
     given = named_arguments(type(model), args, kwargs)
+    refuse_media(model, given)
     batch_size, columns, device = _shape(given)
     wants_attentions = given.get("output_attentions", getattr(model.config, "output_attentions", False))
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))

@@ -28,7 +28,7 @@ _TYPES = {
         axk2 deepseek_v32 dots3_note dots3_note_text glm_moe_dsa hy_v4 minimax_m3_vl_text
     """,
     _COMPRESSED: "deepseek_v4",
-    _WRAPPED: "blt gemma3n mllama phi4_multimodal",
+    _WRAPPED: "blt gemma3n mllama",
     _DRAFT: "gemma4_assistant gemma4_unified_assistant",
 }
 

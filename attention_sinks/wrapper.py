@@ -19,6 +19,15 @@ TEXT_MASK = "attention_sinks_text_mask"
 def wrapper_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
     """The forward of a model around the decoder: hands the 2D mask through, which it takes for masks that are ready."""
     given = named_arguments(type(module), args, kwargs)
+    refuse_media(module, given)
+    if hasattr(module, "rope_deltas") and given.get("position_ids") is None:
+        given["position_ids"] = _positions(given)  # else they would follow from what the module keeps of its last call
+    given["attention_mask"] = {TEXT_MASK: given.get("attention_mask")}
+    return previous(**given) if previous is not None else type(module).forward(module, **given)
+
+
+def refuse_media(module: nn.Module, given: dict[str, Any]) -> None:
+    """NotImplementedError when an argument of `module` brings something else than text."""
     for name, value in given.items():
         brings = any(part is not None for part in value.values()) if isinstance(value, dict) else value is not None
         if name.startswith(MEDIA) and brings:
@@ -26,10 +35,6 @@ def wrapper_forward(module: nn.Module, *args: Any, previous: Callable | None = N
                 f"{name} cannot be used with attention sinks: {type(module).__name__} streams text only; leave it out, "
                 "or remove_attention_sinks(model) first."
             )
-    if hasattr(module, "rope_deltas") and given.get("position_ids") is None:
-        given["position_ids"] = _positions(given)  # else they would follow from what the module keeps of its last call
-    given["attention_mask"] = {TEXT_MASK: given.get("attention_mask")}
-    return previous(**given) if previous is not None else type(module).forward(module, **given)
 
 
 def _positions(given: dict[str, Any]) -> torch.Tensor:

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, supported_model_types
 from contract import left_padded, stream_rows
-from helpers import assert_close, assert_tokens_follow, cut, random_ids, refused, stream
+from helpers import assert_close, assert_same_state, assert_tokens_follow, cut, random_ids, refused, state_of, stream
 from replay import replay_logits
 from zoo import ZOO, tiny_config
 
@@ -68,3 +68,14 @@ def test_turns_of_generate(pair):
 def test_images_are_refused(pair):
     model, _ = pair
     refused(NotImplementedError, lambda: model(IDS[None], pixel_values=torch.zeros(4, 16)), "pixel_values")
+
+
+@pytest.mark.parametrize("media", ["image_pixel_values", "audio_input_features"])
+def test_images_and_sound_are_refused_where_the_decoder_itself_takes_them(media):
+    """Phi-4's decoder has no model around it that could refuse them."""
+    model = inject_attention_sinks(next(a for a in ZOO if a.model_type == "phi4_multimodal").build(), 4, 12)
+    _, cache = stream(model, IDS[None, :30])
+    before = state_of(cache)
+    call = {"past_key_values": cache, media: torch.zeros(1, 2, 3, 28, 28)}
+    refused(NotImplementedError, lambda: model(IDS[None, :5], **call), media, "streams text only")
+    assert_same_state(cache, before)

@@ -213,6 +213,11 @@ GOT = {
     }
 }
 MOSS = {"audio_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}}
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+PHI4 = {
+    "vision_config": {**SMALL, "num_hidden_layers": 2, "image_size": 28, "crop_size": 28},
+    "audio_config": {**SMALL, "num_blocks": 1, "ext_pw_out_channel": 16, "nemo_conv_channels": 16},
+}
 NO_TOWERS = {"vision_config": None, "audio_config": None}
 LLAMA4 = {
     "num_hidden_layers": 3,
@@ -554,6 +559,15 @@ ROWS = [
     row("qwen4_exp", "indexer", text="qwen4_exp_text", **GATED, **QWEN4),
     row("fuyu", "query-key norm", "partial", text="persimmon"),
     row("got_ocr2", text="qwen2", parts=GOT, implementations=EAGER),
+    row(
+        "phi4_multimodal",
+        "grouped heads",
+        "rope:longrope",
+        rope_parameters=longrope(64, 8),
+        original_max_position_embeddings=64,
+        max_position_embeddings=512,
+        **PHI4,
+    ),
     row("moss_transcribe_diarize", "query-key norm", text="qwen3", parts=MOSS),
 ]
 
