@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 
 LINEAR = ("linear_attention", "conv")
 HYBRID = ("hybrid", "hybrid_sliding")
-INDEXED = "indexed_attention"
-ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", INDEXED, *HYBRID)
+INDEXED = ("indexed_attention", "deepseek_sparse_attention")
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", *INDEXED, *HYBRID)
 SLIDING = ("sliding_attention", "hybrid_sliding")
 
 
@@ -65,4 +65,4 @@ def _kind(config: PreTrainedConfig, index: int, name: str, stores: bool) -> Laye
     config = config.per_layer_config[index] if getattr(config, "per_layer_config", None) else config
     window = config.attention_chunk_size if chunk else config.sliding_window if name in SLIDING else None
     states = getattr(config, "number_of_conv_states", 1) if name in (*LINEAR, *HYBRID) else 0
-    return LayerKind(attends, attends and stores, window, chunk, states, name == INDEXED)
+    return LayerKind(attends, attends and stores, window, chunk, states, name in INDEXED)

@@ -94,6 +94,7 @@ def _streams_with(architecture: Architecture, config: PreTrainedConfig, implemen
 def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
     """What follows from the facts."""
     kinds = architecture.kinds(config)
+    limited, indexed = architecture.limit(config) is not None, any(kind.indexed for kind in kinds)
     sliding = {bool(kind.window) for kind in kinds if kind.attends}
     notes = {
         "latent attention": architecture.rotated == "values",
@@ -102,7 +103,8 @@ def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
         "chunked layers keep their chunks": any(kind.chunk for kind in kinds),
         "linear layers keep their own states": any(kind.states for kind in kinds),
         "some layers share keys": any(kind.attends and not kind.stores for kind in kinds),
-        "S + W + 1 within its table of positions": architecture.limit(config) is not None,
+        "S + W + 1 within its table of positions": limited and not indexed,
+        "S + W + 1 up to where its indexer leaves keys out": indexed,
         "no gradient checkpointing": not architecture.hands_on,
     }
     return [note for note, holds in notes.items() if holds]

@@ -11,8 +11,11 @@ OLDEST_TRANSFORMERS = "5.17"
 NEWEST_TRANSFORMERS = "5.23"
 """The newest release whose causal language models have all been looked at: each is supported or refused."""
 
-SINCE = {"qwen4_exp": (5, 21), "qwen4_exp_text": (5, 21)}
-"""Types whose caches grow with the text in older releases: the first release in which they stream."""
+SINCE = {
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"), (5, 18)),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), (5, 21)),
+}
+"""Types that older releases know too, but whose keys or positions they cache in another way: the first that streams."""
 
 
 def check_transformers() -> None:

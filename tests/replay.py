@@ -127,9 +127,10 @@ class Units:
 
 
 def mixing_units(model):
-    """The decoder's layers; what is inside them where a layer has several parts that mix tokens."""
+    """The decoder's layers; what is inside them where a layer has several parts that mix tokens or hands on several
+    residual streams."""
     names, layers = layer_names(text_config(model)), decoder_layers(model)
-    if len(layers) == len(names) and not HYBRID & set(names):
+    if len(layers) == len(names) and not HYBRID & set(names) and not hasattr(layers[0], "attn_hc"):
         see_all = [name not in names_with_sinks(names) for name in names]
         return Units(layers, see_all, list(range(len(names))))
     return _parts_in_order(model, sliding_has_sinks="hybrid_sliding" in names_with_sinks(names))
@@ -140,7 +141,7 @@ HYBRID = {"hybrid", "hybrid_sliding"}
 
 def names_with_sinks(names):
     """Which layers get the sinks: where all attention slides, the sliding ones."""
-    full = {"full_attention", "indexed_attention", "hybrid"}
+    full = {"full_attention", "indexed_attention", "deepseek_sparse_attention", "hybrid"}
     return full if {*full, "chunked_attention"} & set(names) else {"sliding_attention", "hybrid_sliding"}
 
 

@@ -266,6 +266,7 @@ QWEN4 = {
     "indexer_compress_ratio": 4,
     "one_layer": {"num_hidden_layers": 1, "layer_types": ["full_attention"], "ple_layer_ids": []},
 }
+SPARSE = {"index_topk": 18, "index_n_heads": 2, "index_head_dim": 16}
 
 ROWS = [
     # Attention sees all that came before, rotary positions.
@@ -510,6 +511,10 @@ ROWS = [
         expert_ffn_hidden_size=32,
         ffn_hidden_size=64,
     ),
+    row("axk2", "latent", "indexer", "experts", **SPARSE),
+    row("deepseek_v32", "latent", "indexer", "experts", **SPARSE),
+    row("glm_moe_dsa", "latent", "indexer", "experts", **SPARSE, indexer_types=["full", "shared"]),
+    row("hy_v4", "latent", "indexer", "experts", "learned sinks", implementations=EAGER, **SPARSE),
     row("minicpm3", "latent"),
     row("youtu", "latent"),
     # Linear biases.

@@ -38,9 +38,4 @@ def _limit(config: PreTrainedConfig) -> Limit | None:
     return Limit(budget + block - 1, reason)
 
 
-ARCHITECTURE = Architecture(
-    "Qwen4ExpTextAttention",
-    forward=_attention,
-    limit=_limit,
-    notes="S + W + 1 up to where its indexer leaves keys out",
-)
+ARCHITECTURE = Architecture("Qwen4ExpTextAttention", forward=_attention, limit=_limit)

@@ -1,0 +1,40 @@
+"""DeepSeek-V3.2 and what has its sparse attention: latent attention to the tokens that an indexer scores highest.
+
+The indexer leaves nothing out while a query sees no more tokens than it selects (`config.index_topk`, 2,048 as a rule).
+Up to there, which is what a row allows, it does not run, and no keys of its own are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..architecture import Architecture, Limit, Rope
+from ..positions import TRAILING_HALVES
+
+
+def _indexer(
+    indexer: nn.Module, hidden_states: torch.Tensor, *args: Any, previous: Callable | None = None, **kwargs: Any
+) -> torch.Tensor:
+    """In place of an indexer's forward: an empty selection, which our attention does not look at."""
+    return torch.empty(0, dtype=torch.int32, device=hidden_states.device)
+
+
+def _indexers(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
+    attention = (getattr(layer, "self_attn", None) for layer in base.layers)
+    found = (getattr(module, "indexer", None) for module in attention)
+    return [(indexer, _indexer) for indexer in found if indexer is not None]
+
+
+def _limit(config: PreTrainedConfig) -> Limit:
+    most = config.index_topk
+    return Limit(most, f"beyond config.index_topk={most} its indexer leaves keys out, which is not computed")
+
+
+def sparse(attention: str) -> Architecture:
+    """The row of a model whose attention modules are `attention` and have an indexer each, or use that of another."""
+    return Architecture(attention, Rope(TRAILING_HALVES), rotated="values", others=_indexers, limit=_limit)
