@@ -171,14 +171,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "zaya": zaya.ARCHITECTURE,
     # Latent attention: what is turned lies in the values.
     "axk1": Architecture("AXK1Attention", Rope(TRAILING_HALVES), rotated="values"),
+    "axk2": deepseek_v32.sparse("AXK2Attention"),
     "bailing_hybrid": Architecture("BailingHybridAttention", Rope(TRAILING_HALVES), rotated="values"),
     "deepseek_v2": Architecture("DeepseekV2Attention", Rope(TRAILING_COMPLEX), rotated="values"),
     "deepseek_v3": Architecture("DeepseekV3Attention", Rope(TRAILING_HALVES), rotated="values"),
     "deepseek_v32": deepseek_v32.sparse("DeepseekV32Attention"),
-    "axk2": deepseek_v32.sparse("AXK2Attention"),
+    "dots3_note_text": deepseek_v32.sparse("Dots3NoteTextAttention", deepseek_v32.WIDE_TRAILING_HALVES),
+    "glm4_moe_lite": Architecture("Glm4MoeLiteAttention", Rope(TRAILING_HALVES), rotated="values"),
     "glm_moe_dsa": deepseek_v32.sparse("GlmMoeDsaAttention"),
     "hy_v4": deepseek_v32.sparse("HYV4Attention"),
-    "glm4_moe_lite": Architecture("Glm4MoeLiteAttention", Rope(TRAILING_HALVES), rotated="values"),
     "longcat_flash": Architecture("LongcatFlashMLA", Rope(TRAILING_HALVES), rotated="values"),
     "minicpm3": Architecture("MiniCPM3Attention", Rope(TRAILING_HALVES), rotated="values"),
     "youtu": Architecture("YoutuAttention", Rope(TRAILING_HALVES), rotated="values"),
@@ -189,6 +190,7 @@ OWN_TYPES = ("Yi", "btlm", "jais", "qwen", "stablelm_epoch")
 """Types that Transformers does not know and this library registers."""
 
 WRAPPERS = {
+    "dots3_note": "dots3_note_text",
     "emu3": "emu3_text_model",
     "fuyu": "persimmon",
     "gemma3": "gemma3_text",

@@ -24,7 +24,7 @@ _TYPES = {
     """,
     _RECURRENT: "falcon_mamba mamba mamba2 rwkv xlstm",
     _RELATIVE_TABLE: "cpmant inkling_text inkling2_text xlnet",
-    _INDEXER: "dots3_note dots3_note_text minimax_m3_vl_text",
+    _INDEXER: "minimax_m3_vl_text",
     _COMPRESSED: "deepseek_v4",
     _WRAPPED: "blt gemma3n mllama",
     _DRAFT: "gemma4_assistant gemma4_unified_assistant",

@@ -267,6 +267,22 @@ QWEN4 = {
     "one_layer": {"num_hidden_layers": 1, "layer_types": ["full_attention"], "ple_layer_ids": []},
 }
 SPARSE = {"index_topk": 18, "index_n_heads": 2, "index_head_dim": 16}
+DOTS3_TOWERS = {"vision_config": {"adapter_out_dim": 64}, "audio_config": {"adapter_out_dim": 64}}  # are not built
+DOTS3 = {
+    **SPARSE,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "indexed_attention", "sliding_attention"],
+    "sliding_window": 9,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 8,
+    "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8,
+    "swa_v_head_dim": 16,
+    "shared_experts_intermediate_size": 32,
+    "one_layer": {"num_hidden_layers": 1, "layer_types": ["indexed_attention"]},
+}
 
 ROWS = [
     # Attention sees all that came before, rotary positions.
@@ -513,6 +529,8 @@ ROWS = [
     ),
     row("axk2", "latent", "indexer", "experts", **SPARSE),
     row("deepseek_v32", "latent", "indexer", "experts", **SPARSE),
+    row("dots3_note_text", "latent", "indexer", "experts", "two thetas", "sliding_attention", **DOTS3),
+    row("dots3_note", "latent", "indexer", text="dots3_note_text", parts=DOTS3_TOWERS, **DOTS3),
     row("glm_moe_dsa", "latent", "indexer", "experts", **SPARSE, indexer_types=["full", "shared"]),
     row("hy_v4", "latent", "indexer", "experts", "learned sinks", implementations=EAGER, **SPARSE),
     row("minicpm3", "latent"),

@@ -7,6 +7,7 @@ Up to there, which is what a row allows, it does not run, and no keys of its own
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture import Architecture, Limit, Rope
-from ..positions import TRAILING_HALVES
+from ..positions import TRAILING_HALVES, Pairing, Tables
 
 
 def _indexer(
@@ -35,6 +36,15 @@ def _limit(config: PreTrainedConfig) -> Limit:
     return Limit(most, f"beyond config.index_topk={most} its indexer leaves keys out, which is not computed")
 
 
-def sparse(attention: str) -> Architecture:
+def _embed_wide(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tables:
+    angles = TRAILING_HALVES.spread(angles)
+    return (angles.cos() * scaling).float(), (angles.sin() * scaling).float()
+
+
+WIDE_TRAILING_HALVES = replace(TRAILING_HALVES, embed=_embed_wide)
+"""Halves of the last dimensions, by attention that is handed float32 tables whatever its own dtype, as in Dots 3."""
+
+
+def sparse(attention: str, pairing: Pairing = TRAILING_HALVES) -> Architecture:
     """The row of a model whose attention modules are `attention` and have an indexer each, or use that of another."""
-    return Architecture(attention, Rope(TRAILING_HALVES), rotated="values", others=_indexers, limit=_limit)
+    return Architecture(attention, Rope(pairing), rotated="values", others=_indexers, limit=_limit)
