@@ -39,20 +39,20 @@ def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = 
 def _stream(model: nn.Module, args: tuple, kwargs: dict[str, Any], previous: Callable | None):
     """Check the call, cut it, run the pieces, then advance the streams."""
     inputs = read_inputs(model, args, kwargs)
-    rows, outputs = inputs.rows, []
+    rows, whole = inputs.rows, None
     if inputs.cache is not None:
         inputs.cache.begin()
     try:
         for piece in inputs.pieces(PIECE_SIZE):
             rows, output = _run(inputs, previous, piece, rows)
-            outputs.append(output)
+            whole = _joined(whole, output, piece, inputs.columns)
         if inputs.keep_cache:
             inputs.cache.commit(rows, inputs.columns, inputs.tokens, inputs.device)
     except BaseException:
         if inputs.cache is not None:
             inputs.cache.discard(inputs.columns)
         raise
-    output = inputs.restore_order(_joined(outputs))
+    output = inputs.restore_order(whole)
     output["past_key_values"] = inputs.cache if inputs.keep_cache else None
     return output if inputs.return_dict else output.to_tuple()
 
@@ -107,21 +107,28 @@ def _step(rows: Rows, counts: tuple[int, ...], columns: int, reach: Reach, by_to
     return block_step(rows, counts, columns, reach, QUERY_BLOCK.get(device.type, 256))
 
 
-def _joined(outputs: list[BaseModelOutputWithPast]) -> BaseModelOutputWithPast:
-    """The outputs of the pieces of a call as one."""
-    if len(outputs) == 1:
-        return outputs[0]
+def _joined(whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast, piece: slice, columns: int):
+    """The output of the columns `piece` written into that of the call, for which the first part makes room."""
+    if piece == slice(0, columns):
+        return part
     known = {"last_hidden_state", "hidden_states", "past_key_values"}
-    if unknown := {name for name, value in outputs[0].items() if value is not None} - known:
+    if unknown := {name for name, value in part.items() if value is not None} - known:
         raise NotImplementedError(
             f"a call longer than {PIECE_SIZE} tokens cannot return {', '.join(sorted(unknown))}; make shorter calls."
         )
-    joined = outputs[0]
-    joined["last_hidden_state"] = torch.cat([output.last_hidden_state for output in outputs], dim=1)
-    if joined.get("hidden_states") is not None:
-        layers = zip(*(output.hidden_states for output in outputs), strict=True)
-        joined["hidden_states"] = tuple(torch.cat(states, dim=1) for states in layers)
-    return joined
+    new = _hidden_states(part)
+    if whole is None:
+        whole, (last, *others) = part, [states.new_empty(len(states), columns, states.shape[2]) for states in new]
+        whole["last_hidden_state"] = last
+        if others:
+            whole["hidden_states"] = tuple(others)
+    for room, states in zip(_hidden_states(whole), new, strict=True):
+        room[:, piece] = states
+    return whole
+
+
+def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
+    return [output.last_hidden_state, *(output.get("hidden_states") or ())]
 
 
 def rotary_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any) -> None:

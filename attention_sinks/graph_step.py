@@ -53,7 +53,8 @@ def graph_step(
     rows, layout = cache.streams.static, injection.layout(cache.settings)
     active = None if mask is None else mask[:, -1] != 0
     steps = tuple(_static_token_step(rows, active, reach) for reach in layout.distinct_reaches)
-    call = Call(steps, layout, model.config._attn_implementation)
+    chosen = model.config._attn_implementation  # kernels for ragged rows do not fit a graph
+    call = Call(steps, layout, chosen if chosen in ("eager", "sdpa") else "eager")
     given["attention_mask"] = ready_mask(injection, rows.seen.device)
     cache.turn_sinks(call)
     rows.step(active)

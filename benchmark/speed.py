@@ -199,9 +199,10 @@ def environment(plain: torch.nn.Module, args: argparse.Namespace) -> dict:
     }
 
 
-def print_table(rows: list[dict]) -> None:
-    line = "{:18} {:24} {:>9} {:>9} {:>9} {:8} {:>8} {:>8} {:>8} {:>9}"
-    print(line.format("", "", "median", "low", "high", "", "x plain", "x linear", "x steps", "peak MiB"))
+LINE = "{:18} {:24} {:>9} {:>9} {:>9} {:8} {:>8} {:>8} {:>8} {:>9}"
+
+
+def print_rows(rows: list[dict]) -> None:
     for row in rows:
         numbers = [f"{row[key]:.2f}" for key in ("median", "low", "high")]
         ratios = [
@@ -209,7 +210,7 @@ def print_table(rows: list[dict]) -> None:
             for key in ("vs_transformers", "vs_linear_layers", "vs_token_by_token")
         ]
         peak = f"{row['peak_memory_bytes'] / 2**20:.1f}" if "peak_memory_bytes" in row else ""
-        print(line.format(row["measure"], row["contender"], *numbers, row["unit"], *ratios, peak))
+        print(LINE.format(row["measure"], row["contender"], *numbers, row["unit"], *ratios, peak), flush=True)
 
 
 def write_csv(path: Path, rows: list[dict], facts: dict) -> None:
@@ -239,11 +240,13 @@ def main() -> None:
     facts = environment(models[PLAIN], args)
     window = f"{args.attention_sink_size}+{args.window_size - args.attention_sink_size}"
     print(f"{facts['model']}, {facts['dtype']}, {facts['device_name']}, {args.threads} threads, cache {window} full")
+    print(LINE.format("", "", "median", "low", "high", "", "x plain", "x linear", "x steps", "peak MiB"), flush=True)
     rows = measure_steps(models, args)
+    print_rows(rows)
     step_ms = rows[0]["median"]
     for length in args.calls:
-        rows += measure_calls(models, length, step_ms, args)
-    print_table(rows)
+        rows += (new := measure_calls(models, length, step_ms, args))
+        print_rows(new)
     path = args.output or Path("benchmark/outputs_speed") / "{model}_{device}_{dtype}.csv".format(**facts)
     write_csv(path, rows, facts)
     print(path)
