@@ -19,7 +19,7 @@ from .layer import SinkLayer
 from .rows import Rows
 from .settings import SinkSettings
 from .snapshot import restore_snapshot, settings_of, take_snapshot
-from .states_layer import EmptyLayer, StatesLayer
+from .states_layer import StatesLayer
 from .storage import read_file, write_file
 from .streams import Streams
 
@@ -98,12 +98,12 @@ class AttentionSinkKVCache(CroppableCache):
 
     @property
     def is_initialized(self) -> bool:
-        return self.streams.rows is not None
+        return self.streams.static is not None
 
     @property
     def is_compileable(self) -> bool:
         """Whether single-token steps can be compiled: `generate` asks, and compiles them on a GPU."""
-        return all(type(layer) in (SinkLayer, EmptyLayer) for layer in self.layers) and not self.is_recording
+        return not any(isinstance(layer, StatesLayer) for layer in self.layers) and not self.is_recording
 
     @property
     def can_step_in_graph(self) -> bool:

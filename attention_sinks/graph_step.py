@@ -18,14 +18,14 @@ from .inputs import ready_mask
 from .static_rows import StaticRows
 from .step import Reach, TokenStep
 from .token_step import visible_slots
-from .wrapper import text_mask
+from .wrapper import text_arguments
 
 
 def is_graph_step(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a call that is being traced is a step that one graph can serve."""
-    given = named_arguments(type(model), args, kwargs)
+    given = text_arguments(named_arguments(type(model), args, kwargs))
     cache, mask, states = (given.get(name) for name in ("past_key_values", "attention_mask", "input_ids"))
-    mask, states = text_mask(mask), given.get("inputs_embeds") if states is None else states
+    states = given.get("inputs_embeds") if states is None else states
     if not isinstance(cache, AttentionSinkKVCache) or not cache.can_step_in_graph or states is None:
         return False
     rows = cache.streams.static.seen.shape[0]
@@ -48,8 +48,8 @@ def graph_step(
     Of a mask only the new column is looked at.
     """
     injection = injection_of(model)
-    given = named_arguments(type(model), args, kwargs)
-    cache, mask = given.pop("past_key_values"), text_mask(given.pop("attention_mask", None))
+    given = text_arguments(named_arguments(type(model), args, kwargs))
+    cache, mask = given.pop("past_key_values"), given.pop("attention_mask", None)
     rows, layout = cache.streams.static, injection.layout(cache.settings)
     active = None if mask is None else mask[:, -1] != 0
     steps = tuple(_static_token_step(rows, active, reach) for reach in layout.distinct_reaches)

@@ -15,7 +15,7 @@ from .layer_kinds import ATTENTION, LINEAR
 from .masks import check_position_ids, real_columns
 from .rows import Rows
 from .settings import SinkSettings
-from .wrapper import refuse_media, text_mask
+from .wrapper import refuse_media, text_arguments
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     """
     injection = injection_of(model)
     injection.architecture.check(model.config)
-    given = named_arguments(type(model), args, kwargs)
+    given = text_arguments(named_arguments(type(model), args, kwargs))
     refuse_media(model, given)
     batch_size, columns, device = _shape(given)
     wants_attentions = given.get("output_attentions", getattr(model.config, "output_attentions", False))
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
     with_gradients = torch.is_grad_enabled()
     cache, keep_cache = _cache(injection, given, batch_size, columns, with_gradients)
-    real = real_columns(text_mask(given.pop("attention_mask", None)), batch_size, columns, cache)
+    real = real_columns(given.pop("attention_mask", None), batch_size, columns, cache)
     check_position_ids(given.pop("position_ids", None), real, batch_size, columns, cache)
     if wants_attentions:
         _check_attentions(columns, (injection if cache is None else cache).settings.visible_size)

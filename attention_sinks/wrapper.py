@@ -8,21 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from .injection import named_arguments
+from .injection import named_arguments, parameter_names
 
 MEDIA = ("pixel_", "image_", "video_", "audio_", "input_features", "input_values", "mm_encoder_outputs")
 """How the arguments begin that bring something else than text."""
 
-TEXT_MASK = "attention_sinks_text_mask"
+TEXT_ARGUMENTS = "attention_sinks_text_arguments"
 
 
 def wrapper_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
-    """The forward of a model around the decoder: hands the 2D mask through, which it takes for masks that are ready."""
+    """The forward of a model around the decoder: hands the caller's 2D mask and positions through.
+
+    It takes the mask for masks that are ready. Positions of its own would follow from the length of the cache, or from
+    what the module keeps of its last call.
+    """
     given = named_arguments(type(module), args, kwargs)
     refuse_media(module, given)
-    if hasattr(module, "rope_deltas") and given.get("position_ids") is None:
-        given["position_ids"] = _positions(given)  # else they would follow from what the module keeps of its last call
-    given["attention_mask"] = {TEXT_MASK: given.get("attention_mask")}
+    handed = {name: given.get(name) for name in ("attention_mask", "position_ids")}
+    given["attention_mask"] = {TEXT_ARGUMENTS: handed}
+    if "position_ids" in parameter_names(type(module)):
+        given["position_ids"] = _placeholder(given)
     return previous(**given) if previous is not None else type(module).forward(module, **given)
 
 
@@ -37,14 +42,14 @@ def refuse_media(module: nn.Module, given: dict[str, Any]) -> None:
             )
 
 
-def _positions(given: dict[str, Any]) -> torch.Tensor:
-    """[1, columns], the columns of a call of text counted on from those of its cache."""
-    ids, cache = given.get("input_ids"), given.get("past_key_values")
-    ids = given["inputs_embeds"] if ids is None else ids
-    past = 0 if cache is None else cache.get_seq_length()
-    return torch.arange(past, past + ids.shape[1], device=ids.device)[None]
+def _placeholder(given: dict[str, Any]) -> torch.Tensor | None:
+    """Positions [1, columns] that nobody reads."""
+    states = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    return None if states is None else torch.zeros(1, states.shape[1], dtype=torch.long, device=states.device)
 
 
-def text_mask(mask: Any) -> torch.Tensor | None:
-    """The 2D mask the caller gave, whether or not it came through a wrapper."""
-    return mask[TEXT_MASK] if isinstance(mask, dict) and TEXT_MASK in mask else mask
+def text_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with the mask and the positions of the caller, whether or not they came through a wrapper."""
+    mask = given.get("attention_mask")
+    handed = mask[TEXT_ARGUMENTS] if isinstance(mask, dict) and TEXT_ARGUMENTS in mask else {}
+    return {**given, **handed}
