@@ -48,7 +48,8 @@ def prepare_cache(
         rows, columns = position_ids.shape[-2:]
         mask = model_kwargs.get("attention_mask")
         real = real_columns(mask, rows, columns, None) if mask is not None and mask.shape[1] == columns else None
-        for plane in position_ids.view(-1, rows, columns):  # several where text and images have positions of their own
+        planes = position_ids[None] if position_ids.dim() == 2 else position_ids
+        for plane in planes:  # several where text and images have positions of their own
             check_position_ids(plane, real, rows, columns, None)
     rows_may_end = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
     if rows_may_end and not injection_of(model).has_states:  # states take in what follows the end of a row

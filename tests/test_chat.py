@@ -45,6 +45,14 @@ ENDS = [END, *range(30, 50)]  # a third of what the model says ends its turn
 SPEAKS = {"suppress_tokens": [0, 2, 3, 4, 5], "max_new_tokens": 9}  # words without a meaning to the template
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C raises, also where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def chat_with(template=CHATML, seed=0, tokenizer=None, model=None, **options):
     model = model or inject_attention_sinks(tiny_llama(seed), S, W)
     options.setdefault("generation_config", GenerationConfig(eos_token_id=END, **SPEAKS))

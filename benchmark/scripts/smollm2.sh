@@ -81,7 +81,8 @@ once() { # log script [arguments]: what is broken off leaves no log behind
   mkdir -p "$(dirname "$log")"
   rm -f "$log.partial"
   "$python" "${@:2}" --log_file "$log.partial"
-  mv "$log.partial" "$log"
+  sed "s|$log.partial|$log|" "$log.partial" > "$log"
+  rm "$log.partial"
 }
 
 [ $# -gt 0 ] || set -- perplexity novel recall attention chat endless
