@@ -10,6 +10,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .cache import AttentionSinkKVCache
+from .call_checks import check_attentions, check_cache, check_dense, check_padding_of_states, check_single_tokens
 from .injection import Injection, injection_of, named_arguments
 from .layer_kinds import ATTENTION, LINEAR
 from .masks import check_position_ids, real_columns
@@ -130,14 +131,14 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     real = real_columns(given.pop("attention_mask", None), batch_size, columns, cache)
     check_position_ids(given.pop("position_ids", None), real, batch_size, columns, cache)
     if wants_attentions:
-        _check_attentions(columns, (injection if cache is None else cache).settings.visible_size)
+        check_attentions(columns, (injection if cache is None else cache).settings.visible_size)
     real, order = _padding_left(real, device)
     if injection.settings.prefill == "dense":
-        _check_dense(injection, cache, columns if real is None else real.sum(1))
+        check_dense(injection, cache, columns if real is None else real.sum(1))
     if injection.has_states:
-        _check_padding_of_states(real, order, cache)
+        check_padding_of_states(real, order, cache)
     if not injection.architecture.continues and cache is not None and any(cache.streams.seen) and columns > 1:
-        _check_single_tokens(injection, with_gradients)
+        check_single_tokens(injection, with_gradients)
     return Inputs(
         injection=injection,
         given=given,
@@ -178,7 +179,7 @@ def _cache(injection: Injection, given: dict, batch_size: int, columns: int, wit
             "with it; call model.gradient_checkpointing_disable(), or train without attention sinks."
         )
     if cache is not None:
-        _check_cache(cache, injection, batch_size)
+        check_cache(cache, injection, batch_size)
         if checkpointing:
             raise ValueError(
                 "past_key_values cannot be used while gradient checkpointing is on in training; leave it out or call "
@@ -196,70 +197,6 @@ def _cache(injection: Injection, given: dict, batch_size: int, columns: int, wit
 def _checkpoints(model: nn.Module) -> bool:
     """Whether gradient checkpointing is on anywhere in `model`."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-
-
-def _check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
-    if not isinstance(cache, AttentionSinkKVCache):
-        raise TypeError(
-            f"past_key_values is a {type(cache).__name__}, but a model with attention sinks streams through an "
-            "AttentionSinkKVCache; make one with AttentionSinkKVCache(model) or leave it out (PEFT's prefix tuning "
-            "brings its own and cannot stream)."
-        )
-    if not cache.serves(injection.model):
-        raise ValueError(
-            "past_key_values was made for another model; make one with AttentionSinkKVCache(model) for this model."
-        )
-    if cache.settings.prefill != injection.settings.prefill:
-        raise ValueError(
-            f"past_key_values was made with attention_sink_prefill={cache.settings.prefill!r}, but the model now has "
-            f"{injection.settings.prefill!r}; make a new AttentionSinkKVCache(model)."
-        )
-    if cache.streams.seen and len(cache.streams.seen) != batch_size:
-        raise ValueError(
-            f"the call has batch size {batch_size}, but past_key_values holds {len(cache.streams.seen)} rows; use the "
-            "same batch size, batch_select_indices / batch_repeat_interleave, or reset() the cache."
-        )
-
-
-def _check_attentions(columns: int, visible_size: int) -> None:
-    if columns > visible_size:
-        raise ValueError(
-            f"output_attentions=True with a call of {columns} tokens: the weights of a call longer than sinks + window "
-            f"+ 1 = {visible_size} have no common columns; cut the call into shorter ones."
-        )
-
-
-def _check_dense(injection: Injection, cache: AttentionSinkKVCache | None, new: torch.Tensor | int) -> None:
-    """The tokens of a dense call see all that is cached and each other, however small the window."""
-    limit = injection.architecture.limit(injection.model.config)
-    cached = cache.tokens_cached if cache is not None and cache.streams.seen else 0
-    sees = int(torch.as_tensor(cached + new).max())
-    if limit is not None and sees > limit.tokens:
-        raise ValueError(
-            f"attention_sink_prefill='dense' lets the tokens of this call see {sees} tokens, but "
-            f"{injection.model.config.model_type} can have at most {limit.tokens}: {limit.reason}; make shorter calls "
-            "or use attention_sink_prefill='streaming'."
-        )
-
-
-def _check_padding_of_states(real: torch.Tensor | None, order: torch.Tensor | None, cache) -> None:
-    """States advance on padding too, except where Transformers leaves it out: before the first token of a row."""
-    if real is None or (order is None and (cache is None or cache.streams.rows is None)):
-        return
-    raise ValueError(
-        "attention_mask has zeros after the first token of a row, but this model has linear attention or state space "
-        "layers, whose states cannot leave them out; pad on the left, in the first call only."
-    )
-
-
-def _check_single_tokens(injection: Injection, with_gradients: bool) -> None:
-    """A call that has to be cut into single tokens can be neither dense nor trained through."""
-    if with_gradients or injection.settings.prefill == "dense":
-        raise NotImplementedError(
-            f"the states of {type(injection.model).__name__} start anew in every call of several tokens, in "
-            "Transformers itself: with gradients or attention_sink_prefill='dense', pass one token at a time after the "
-            "first call."
-        )
 
 
 def _padding_left(real: torch.Tensor | None, device: torch.device):
