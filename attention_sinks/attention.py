@@ -146,7 +146,9 @@ def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key
 
     scores = [ R(-delta_t) q_t . sinks | q_t . window and new keys ], exact for every query of the call.
     """
-    step: BlockStep = call.step
+    step, dtype = call.step, query.dtype
+    if query.device.type == "cpu":  # where products of small matrices in half precision are slow
+        query, key, value = (states.to(torch.promote_types(dtype, torch.float32)) for states in (query, key, value))
     query = _by_key_head(query, key.shape[1])
     turned = query if call.turn is None else call.rotate(query.flatten(1, 2), call.turn).view_as(query)
     sink_key, sink_value = take(key, step.sinks), take(value, step.sinks)
@@ -163,7 +165,7 @@ def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key
         if weights is not None:
             weights.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], step))
     output = torch.cat(outputs, dim=3).flatten(1, 2).transpose(1, 2).contiguous()
-    return output, torch.cat(weights, dim=2) if weights else None
+    return output.to(dtype), torch.cat(weights, dim=2).to(dtype) if weights else None
 
 
 def _block_biases(call: LayerCall, block: QueryBlock, key_heads: int, key_bias) -> tuple[torch.Tensor, torch.Tensor]:
