@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .block_step import block_step
 from .call import CALL_ARGUMENT, Call
 from .graph_step import graph_step, is_graph_step
-from .injection import Injection, injection_of, named_arguments, parameter_names
+from .injection import Injection, injection_of, named_arguments, parameter_names, tokens_of
 from .inputs import Inputs, read_inputs
 from .rows import Rows
 from .step import Reach, Step
@@ -92,8 +92,7 @@ def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) ->
 
 def _arguments(injection: Injection, call: Call, cache, given: dict[str, Any]) -> dict[str, Any]:
     """`given` and what else the base model's own forward is to be handed for `call`."""
-    states = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
-    arguments = {**given, "position_ids": call.steps[0].cache_position.to(states.device), "return_dict": True}
+    arguments = {**given, "position_ids": call.steps[0].cache_position.to(tokens_of(given).device), "return_dict": True}
     if injection.architecture.hands_on:
         arguments[CALL_ARGUMENT] = call
     if torch.compiler.is_compiling() or not injection.architecture.hands_on:  # a graph cannot ask how long the past is

@@ -13,7 +13,7 @@ from torch import nn
 
 from .cache import AttentionSinkKVCache
 from .call import Call
-from .injection import injection_of, named_arguments
+from .injection import injection_of, named_arguments, tokens_of
 from .inputs import ready_mask
 from .static_rows import StaticRows
 from .step import Reach, TokenStep
@@ -24,15 +24,14 @@ from .wrapper import text_arguments
 def is_graph_step(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a call that is being traced is a step that one graph can serve."""
     given = text_arguments(named_arguments(type(model), args, kwargs))
-    cache, mask, states = (given.get(name) for name in ("past_key_values", "attention_mask", "input_ids"))
-    states = given.get("inputs_embeds") if states is None else states
-    if not isinstance(cache, AttentionSinkKVCache) or not cache.can_step_in_graph or states is None:
+    cache, mask, tokens = given.get("past_key_values"), given.get("attention_mask"), tokens_of(given)
+    if not isinstance(cache, AttentionSinkKVCache) or not cache.can_step_in_graph or tokens is None:
         return False
     rows = cache.streams.static.seen.shape[0]
     return (
         cache.serves(model)
-        and tuple(states.shape[:2]) == (rows, 1)
-        and states.device.type != "mps"
+        and tuple(tokens.shape[:2]) == (rows, 1)
+        and tokens.device.type != "mps"
         and (mask is None or (mask.dim() == 2 and mask.shape[0] == rows))
         and given.get("position_ids") is None
         and not given.get("output_attentions", getattr(model.config, "output_attentions", False))

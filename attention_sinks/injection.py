@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -142,6 +143,12 @@ def parameter_names(module_class: type) -> tuple[str, ...]:
 def named_arguments(module_class: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a module's forward by name."""
     return {**dict(zip(parameter_names(module_class), args, strict=False)), **kwargs}
+
+
+def tokens_of(given: dict[str, Any]) -> torch.Tensor | None:
+    """The tokens among the arguments of a call, as ids [batch, columns] or as embeddings [batch, columns, hidden]."""
+    ids = given.get("input_ids")
+    return given.get("inputs_embeds") if ids is None else ids
 
 
 def base_model_of(model: nn.Module) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .injection import named_arguments, parameter_names
+from .injection import named_arguments, parameter_names, tokens_of
 
 MEDIA = ("pixel_", "image_", "video_", "audio_", "input_features", "input_values", "mm_encoder_outputs")
 """How the arguments begin that bring something else than text."""
@@ -44,8 +44,8 @@ def refuse_media(module: nn.Module, given: dict[str, Any]) -> None:
 
 def _placeholder(given: dict[str, Any]) -> torch.Tensor | None:
     """Positions [1, columns] that nobody reads."""
-    states = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    return None if states is None else torch.zeros(1, states.shape[1], dtype=torch.long, device=states.device)
+    tokens = tokens_of(given)
+    return None if tokens is None else torch.zeros(1, tokens.shape[1], dtype=torch.long, device=tokens.device)
 
 
 def text_arguments(given: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,8 @@ COLUMNS = [
     "torch_version",
     "transformers_version",
 ]
+LINE = "{:18} {:24} {:>9} {:>9} {:>9} {:8} {:>8} {:>8} {:>8} {:>9}"
+"""One row as it is printed."""
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -197,9 +199,6 @@ def environment(plain: torch.nn.Module, args: argparse.Namespace) -> dict:
         "torch_version": torch.__version__,
         "transformers_version": transformers.__version__,
     }
-
-
-LINE = "{:18} {:24} {:>9} {:>9} {:>9} {:8} {:>8} {:>8} {:>8} {:>9}"
 
 
 def print_rows(rows: list[dict]) -> None:

@@ -103,6 +103,13 @@ def test_one_step_of_smollm2_can_be_asked_for(calls):
     }
 
 
+@pytest.mark.parametrize("last, made", [(10, ["million_steps", "attention_map"]), (20, ["attention_map"])])
+def test_smollm2_makes_anew_a_million_steps_that_were_broken_off(last, made, calls, tmp_path):
+    (tmp_path / "million_steps.csv").write_text(f"steps,largest_difference\n{last},1e-06\n")
+    run = calls("smollm2.sh", "million", "attention", MODEL=str(BENCHMARK), DATASET="x", MILLION_STEPS="20")
+    assert [name for name, _ in run] == made
+
+
 def test_an_unknown_step_of_smollm2_is_refused():
     environment = {**os.environ, "PYTHON": "false", "MODEL": str(BENCHMARK), "DATASET": "x"}
     command = ["bash", SCRIPTS / "smollm2.sh", "recall", "nonsense"]
