@@ -96,18 +96,21 @@ class NoPositions(SameInAllLayers):
 
 @dataclass(frozen=True)
 class RopeTable(SameInAllLayers):
-    """Rotary positions that each attention module looks up in a finite table: here they are computed.
+    """Rotary positions that the model looks up in a finite table: here they are computed.
 
     Parameters
     ----------
     width : callable
         config -> number of dimensions that are turned.
+    pairing : Pairing, default NEIGHBOURS
+        How attention pairs these dimensions.
     """
 
     width: Callable[[PreTrainedConfig], int]
+    pairing: Pairing = NEIGHBOURS
 
     def position(self, base: PreTrainedModel) -> Position:
-        return Rotary(partial(plain_frequencies, self.width(base.config)), NEIGHBOURS)
+        return Rotary(partial(plain_frequencies, self.width(base.config)), self.pairing)
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,8 @@ class Architecture:
     forward : callable, optional
         (attention module, hidden states, LayerView, keyword arguments) -> output and weights: written out where the
         module does not use Transformers' `AttentionInterface`.
-    hands_on : bool, default True
-        Whether the base model hands keyword arguments that it does not know on to its attention modules.
     view : type, default CallView
-        What stands for the cache where arguments are not handed on.
+        What stands for the cache during a call.
     takes_mask : bool, default True
         Whether the base model takes a ready mask of four dimensions.
     kinds : callable, default `layer_kinds`
@@ -185,7 +186,6 @@ class Architecture:
     positions: Scheme | Callable[[PreTrainedConfig], Scheme] = Rope()
     rotated: str = "keys"
     forward: Callable[..., tuple[torch.Tensor, Any]] | None = None
-    hands_on: bool = True
     view: type[CallView] = CallView
     takes_mask: bool = True
     kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds

@@ -47,7 +47,7 @@ from .positions import (
     TRAILING_HALVES,
 )
 from .unsupported import UNSUPPORTED
-from .versions import check_release_for, moshi_hands_arguments_on, streams_in_this_release
+from .versions import check_release_for, streams_in_this_release
 
 
 def _rope_or_none(config: PreTrainedConfig) -> Scheme:
@@ -132,12 +132,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": Architecture("MistralAttention"),
     "mixtral": Architecture("MixtralAttention"),
     "modernbert-decoder": Architecture("ModernBertDecoderAttention"),
-    "moshi": Architecture(
-        "MoshiAttention", Rope(module="layers.0.self_attn.rotary_emb"), hands_on=moshi_hands_arguments_on()
-    ),
+    "moshi": Architecture("MoshiAttention", Rope(module="layers.0.self_attn.rotary_emb")),
     "mpt": mpt.ARCHITECTURE,
     "nanochat": Architecture("NanoChatAttention", Rope(HALVES_BACKWARDS)),
-    "nemotron": Architecture("NemotronAttention", hands_on=False),
+    "nemotron": Architecture("NemotronAttention"),
     "nemotron_h": Architecture("NemotronHAttention", NoPositions()),
     "olmo": Architecture("OlmoAttention"),
     "olmo2": Architecture("Olmo2Attention"),
@@ -162,8 +160,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "seed_oss": Architecture("SeedOssAttention"),
     "smollm3": Architecture("SmolLM3Attention", Rope(turns=by_no_rope_layers)),
     "solar_open": Architecture("SolarOpenAttention"),
-    "stablelm": Architecture("StableLmAttention", hands_on=False),
-    "stablelm_epoch": Architecture("StableLmAttention", hands_on=False),
+    "stablelm": Architecture("StableLmAttention"),
+    "stablelm_epoch": Architecture("StableLmAttention"),
     "starcoder2": Architecture("Starcoder2Attention"),
     "vaultgemma": Architecture("VaultGemmaAttention"),
     "zamba": Architecture("ZambaAttention", NoPositions(), continues=False),

@@ -50,7 +50,7 @@ class AttentionSinkKVCache(CroppableCache):
     --------
     >>> cache = AttentionSinkKVCache(model)
     >>> for ids in pieces_of_an_endless_text:
-    ...     outputs = model(ids, past_key_values=cache, use_cache=True)
+    ...     outputs = model(ids, cache=cache, use_cache=True)
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One model call, as its layers see it: computed once, immutable, handed down with the call's arguments."""
+"""One model call, as its layers see it: computed once, immutable, handed down with the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .step import Reach, Step, TokenStep, to_device
 from .token_step import slot_places
 
 CALL_ARGUMENT = "attention_sink_call"
-"""The keyword under which a `Call` travels from the base model through its layers to their attention."""
+"""The keyword under which an attention module hands its `LayerCall` to the attention function."""
 
 
 @dataclass(frozen=True)

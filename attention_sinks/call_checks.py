@@ -10,25 +10,27 @@ from .cache import AttentionSinkKVCache
 from .injection import Injection
 
 
-def check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
+def check_kind_of_cache(cache: Any) -> None:
     if not isinstance(cache, AttentionSinkKVCache):
         raise TypeError(
-            f"past_key_values is a {type(cache).__name__}, but a model with attention sinks streams through an "
+            f"cache is a {type(cache).__name__}, but a model with attention sinks streams through an "
             "AttentionSinkKVCache; make one with AttentionSinkKVCache(model) or leave it out (PEFT's prefix tuning "
             "brings its own and cannot stream)."
         )
+
+
+def check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
+    check_kind_of_cache(cache)
     if not cache.serves(injection.model):
-        raise ValueError(
-            "past_key_values was made for another model; make one with AttentionSinkKVCache(model) for this model."
-        )
+        raise ValueError("cache was made for another model; make one with AttentionSinkKVCache(model) for this model.")
     if cache.settings.prefill != injection.settings.prefill:
         raise ValueError(
-            f"past_key_values was made with attention_sink_prefill={cache.settings.prefill!r}, but the model now has "
+            f"cache was made with attention_sink_prefill={cache.settings.prefill!r}, but the model now has "
             f"{injection.settings.prefill!r}; make a new AttentionSinkKVCache(model)."
         )
     if cache.streams.seen and len(cache.streams.seen) != batch_size:
         raise ValueError(
-            f"the call has batch size {batch_size}, but past_key_values holds {len(cache.streams.seen)} rows; use the "
+            f"the call has batch size {batch_size}, but cache holds {len(cache.streams.seen)} rows; use the "
             "same batch size, batch_select_indices / batch_repeat_interleave, or reset() the cache."
         )
 

@@ -233,7 +233,7 @@ class StreamingChat:
     def _feed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
         """Feed the columns [batch, n] that the mask leaves; a row that fed some has nothing unfed."""
         outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=self.cache, use_cache=True, **arguments
+            input_ids=input_ids, attention_mask=attention_mask, cache=self.cache, use_cache=True, **arguments
         )
         fed = [True] * len(input_ids) if attention_mask is None else attention_mask.any(dim=1).tolist()
         before = self._unfed or [[]] * len(fed)

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .cache import AttentionSinkKVCache
+from .versions import CACHE
 
 
 def contrastive_search(
@@ -39,11 +40,11 @@ def contrastive_search(
     ValueError
         When `penalty_alpha` is not given, or the cache is not a sink cache.
     """
-    alpha, top_k, cache = generation_config.penalty_alpha, generation_config.top_k, model_kwargs.get("past_key_values")
+    alpha, top_k, cache = generation_config.penalty_alpha, generation_config.top_k, model_kwargs.get(CACHE)
     if alpha is None or not top_k:
         raise ValueError(f"penalty_alpha={alpha} and top_k={top_k}: give both, as in penalty_alpha=0.6, top_k=4.")
     if not isinstance(cache, AttentionSinkKVCache):
-        raise ValueError(f"past_key_values is a {type(cache).__name__}; call inject_attention_sinks(model) first.")
+        raise ValueError(f"cache is a {type(cache).__name__}; call inject_attention_sinks(model) first.")
     recent = slice(-cache.settings.visible_size, None)
     outputs = model._prefill(input_ids, generation_config, {**model_kwargs, "output_hidden_states": True})
     logits, context = outputs.logits[:, -1], normalize(outputs.hidden_states[-1][:, recent].float(), dim=-1)
@@ -58,7 +59,7 @@ def contrastive_search(
         outputs = model(
             input_ids=candidates.view(-1, 1),
             attention_mask=(~finished).long().repeat_interleave(top_k)[:, None],
-            past_key_values=cache,
+            cache=cache,
             output_hidden_states=True,
             return_dict=True,
         )
@@ -79,7 +80,7 @@ def contrastive_search(
             scores = ()
     if not generation_config.return_dict_in_generate:
         return input_ids
-    return GenerateDecoderOnlyOutput(sequences=input_ids, scores=scores or None, past_key_values=cache)
+    return GenerateDecoderOnlyOutput(sequences=input_ids, scores=scores or None, **{CACHE: cache})
 
 
 def _tokens(mask: torch.Tensor | None, context: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from .inputs import Inputs, read_inputs
 from .rows import Rows
 from .step import Reach, Step
 from .token_step import token_step
-from .view import CACHE_ARGUMENTS, CallView, LayerView
+from .versions import CACHE, with_both_names, with_cache_named
+from .view import CallView, LayerView, name_of_view
 
 PIECE_SIZE = 1024
 """Longer calls are cut into pieces of this many columns, so that a call of any length needs bounded memory."""
@@ -53,8 +54,8 @@ def _stream(model: nn.Module, args: tuple, kwargs: dict[str, Any], previous: Cal
             inputs.cache.discard(inputs.columns)
         raise
     output = inputs.restore_order(whole)
-    output["past_key_values"] = inputs.cache if inputs.keep_cache else None
-    return output if inputs.return_dict else output.to_tuple()
+    output[CACHE] = inputs.cache if inputs.keep_cache else None
+    return with_both_names(output) if inputs.return_dict else output.to_tuple()
 
 
 _stream_outside_graph = torch.compiler.disable(_stream)
@@ -65,8 +66,8 @@ def _step_in_graph(model: nn.Module, args: tuple, kwargs: dict[str, Any], previo
     call, cache, given = graph_step(model, args, kwargs)
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
     output = _call_previous(model, previous, **_arguments(injection_of(model), call, cache, given))
-    output["past_key_values"] = cache
-    return output if return_dict is not False else output.to_tuple()
+    output[CACHE] = cache
+    return with_both_names(output) if return_dict is not False else output.to_tuple()
 
 
 def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) -> tuple[Rows, BaseModelOutputWithPast]:
@@ -93,11 +94,7 @@ def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) ->
 def _arguments(injection: Injection, call: Call, cache, given: dict[str, Any]) -> dict[str, Any]:
     """`given` and what else the base model's own forward is to be handed for `call`."""
     arguments = {**given, "position_ids": call.steps[0].cache_position.to(tokens_of(given).device), "return_dict": True}
-    if injection.architecture.hands_on:
-        arguments[CALL_ARGUMENT] = call
-    if torch.compiler.is_compiling() or not injection.architecture.hands_on:  # a graph cannot ask how long the past is
-        cache = injection.architecture.view(cache, call)
-    return {**arguments, "past_key_values": cache}
+    return {**arguments, CACHE: injection.architecture.view(cache, call)}
 
 
 def _step(rows: Rows, counts: tuple[int, ...], columns: int, reach: Reach, by_token: bool, device) -> Step:
@@ -110,7 +107,7 @@ def _joined(whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast
     """The output of the columns `piece` written into that of the call, for which the first part makes room."""
     if piece == slice(0, columns):
         return part
-    known = {"last_hidden_state", "hidden_states", "past_key_values"}
+    known = {"last_hidden_state", "hidden_states", CACHE}
     if unknown := {name for name, value in part.items() if value is not None} - known:
         raise NotImplementedError(
             f"a call longer than {PIECE_SIZE} tokens cannot return {', '.join(sorted(unknown))}; make shorter calls."
@@ -130,16 +127,20 @@ def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
     return [output.last_hidden_state, *(output.get("hidden_states") or ())]
 
 
+def named_forward(model: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
+    """The forward of a model around the base model: the cache by either name, in the call and in the output."""
+    return with_both_names(_call_previous(model, previous, *args, **with_cache_named(kwargs)))
+
+
 def rotary_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any) -> None:
     """Nothing: attention takes its cosines and sines from the call, for which positions alone are not enough."""
 
 
 def attention_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
     """An attention module's own forward, with the call's positions and the call's view of the cache."""
-    layer = _layer_view(module, args, kwargs)
-    for name in CACHE_ARGUMENTS:
-        if kwargs.get(name) is not None:
-            kwargs[name] = layer
+    name = name_of_view(module, kwargs)
+    layer = _layer_view(module, kwargs[name], args, kwargs)
+    kwargs[name] = None if layer.cache is None else layer
     if "position_embeddings" in parameter_names(type(module)):
         kwargs["position_embeddings"] = layer.call.position_embeddings
     elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
@@ -152,22 +153,16 @@ def written_out_forward(
 ):
     """In place of an attention module that does not use the attention interface: `function` of its architecture."""
     kwargs = named_arguments(type(module), args, kwargs)
-    return function(module, layer=_layer_view(module, (), kwargs), **kwargs)
+    layer = _layer_view(module, kwargs[name_of_view(module, kwargs)], (), kwargs)
+    return function(module, layer=layer, **kwargs)
 
 
-def _layer_view(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> LayerView:
+def _layer_view(module: nn.Module, view: CallView, args: tuple, kwargs: dict[str, Any]) -> LayerView:
     """The running call and its cache as the layer of `module` sees them."""
-    cache = next((kwargs[name] for name in CACHE_ARGUMENTS if kwargs.get(name) is not None), None)
-    call: Call | None = cache.call if isinstance(cache, CallView) else kwargs.get(CALL_ARGUMENT)
-    if call is None:
-        raise RuntimeError(
-            f"{type(module).__name__} of a model with attention sinks was called outside its model's forward; call the "
-            "model, or remove_attention_sinks(model) first."
-        )
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    cache = cache.cache if isinstance(cache, CallView) else cache
     layer_idx = kwargs.get("layer_idx")  # handed to modules that several layers share
-    return LayerView(cache, call.at(module.layer_idx if layer_idx is None else layer_idx, hidden_states))
+    layer_idx = module.layer_idx if layer_idx is None else layer_idx
+    return LayerView(view.cache, view.call.at(layer_idx, hidden_states))
 
 
 def _call_previous(module: nn.Module, previous: Callable | None, *args: Any, **kwargs: Any):

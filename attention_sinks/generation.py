@@ -12,15 +12,22 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
 from .cache import AttentionSinkKVCache
+from .call_checks import check_kind_of_cache
 from .finished import FinishedRows, RecordingUntilDone, WatchedCriteria
 from .injection import injection_of
 from .masks import check_position_ids, real_columns
+from .versions import CACHE, peft_reads, with_both_names, with_cache_named
 
 FINISHED = "_attention_sink_finished_rows"
 """Under this name a `FinishedRows` travels with the arguments of one `generate` call."""
 
 WATCHER = "_attention_sink_watcher"
 """Under this name who must know of finished rows waits on the configuration of one call for its criteria."""
+
+
+def generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    """`generate` with the cache by either name, in the call and in the output."""
+    return with_both_names(type(model).generate(model, *args, **with_cache_named(kwargs)))
 
 
 def prepare_cache(
@@ -33,15 +40,15 @@ def prepare_cache(
 ) -> None:
     """Make the sink cache, drop the position ids that would grow with the stream, watch rows that finish."""
     _check_prompt_learning(model)
-    given = model_kwargs.get("past_key_values")
+    given = model_kwargs.get(CACHE)
     rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
     _check(generation_config, given, model_kwargs.get("attention_mask"), rows)
     if given is None and generation_config.use_cache is not False:
-        model_kwargs["past_key_values"] = AttentionSinkKVCache(model)
+        model_kwargs[CACHE] = AttentionSinkKVCache(model)
     type(model)._prepare_cache_for_generation(
         model, generation_config, model_kwargs, generation_mode, batch_size, *args
     )
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE)
     if not isinstance(cache, AttentionSinkKVCache):
         return
     if (position_ids := model_kwargs.pop("position_ids", None)) is not None:
@@ -67,13 +74,13 @@ def prepare_mask(
 ) -> torch.Tensor:
     """The mask when none is given: with a cache that holds tokens, ids no longer than it are new tokens."""
     mask = type(model)._prepare_attention_mask_for_generation(model, inputs_tensor, generation_config, model_kwargs)
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE)
     past = cache.get_seq_length() if isinstance(cache, AttentionSinkKVCache) else 0
     if not past or generation_config.is_assistant:  # a draft model is given the full history
         return mask
     if mask.shape[1] > past:
         raise ValueError(
-            f"input_ids has {mask.shape[1]} columns and past_key_values has seen {past}: without attention_mask it is "
+            f"input_ids has {mask.shape[1]} columns and cache has seen {past}: without attention_mask it is "
             f"open whether these are new tokens or the full history; pass a mask of {past + mask.shape[1]} columns for "
             f"new tokens or of {mask.shape[1]} columns for the full history."
         )
@@ -91,26 +98,29 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
     length = kwargs.get("next_sequence_length")
     if length == 0 and input_ids.shape[1]:
         raise ValueError(
-            f"input_ids holds as many columns ({input_ids.shape[1]}) as past_key_values has seen, and so does "
+            f"input_ids holds as many columns ({input_ids.shape[1]}) as cache has seen, and so does "
             "attention_mask: pass at least one new token, or new tokens with a mask of all columns or without one."
         )
     if length is not None and length <= 0:  # ids no longer than the cache: all of them are new
         kwargs["next_sequence_length"] = None
     inputs = type(model).prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
-    cache = kwargs.get("past_key_values")
-    if isinstance(cache, AttentionSinkKVCache) and inputs.get("past_key_values") is not cache:
+    cache = kwargs.get(CACHE)
+    if isinstance(cache, AttentionSinkKVCache) and inputs.get(CACHE) is not cache:
         # Phi-3 drops its cache where plain Transformers would change frequencies; ours never do.
         inputs = GenerationMixin.prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
     if finished is not None and inputs.get("input_ids") is not None:
         mask = finished.mask(inputs["input_ids"].shape[1])
         if mask is not None:
             inputs["attention_mask"] = mask
+    peft_model = _prompt_learner(model)
+    if peft_model is not None and CACHE in inputs:  # it looks for the cache to know whether its prompt has been fed
+        inputs[peft_reads(type(peft_model).prepare_inputs_for_generation)] = inputs.pop(CACHE)
     return inputs
 
 
 def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *args: Any, **kwargs: Any) -> dict:
     """After a call all columns so far are in the cache: the next call needs no mask of them."""
-    if isinstance(model_kwargs.get("past_key_values"), AttentionSinkKVCache):
+    if isinstance(model_kwargs.get(CACHE), AttentionSinkKVCache):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
     return type(model)._update_model_kwargs_for_generation(model, outputs, model_kwargs, *args, **kwargs)
 
@@ -145,11 +155,13 @@ def _check(generation_config: GenerationConfig, cache: Any, mask: torch.Tensor |
             f"cache_implementation={generation_config.cache_implementation!r} cannot be used with attention sinks; "
             "leave it out, or remove_attention_sinks(model) first."
         )
+    if cache is not None:
+        check_kind_of_cache(cache)
     if cache is not None and generation_config.use_cache is False:
-        raise ValueError("use_cache=False with past_key_values: generate would feed the stream twice; leave one out.")
+        raise ValueError("use_cache=False with cache: generate would feed the stream twice; leave one out.")
     if isinstance(cache, AttentionSinkKVCache) and cache.batch_size not in (-1, rows):
         raise ValueError(
-            f"past_key_values holds {cache.batch_size} rows, but generate feeds {rows} (prompts times num_beams="
+            f"cache holds {cache.batch_size} rows, but generate feeds {rows} (prompts times num_beams="
             f"{generation_config.num_beams} or num_return_sequences={generation_config.num_return_sequences}); use "
             "cache.batch_repeat_interleave(n) or a cache of its own for every call."
         )
@@ -161,17 +173,29 @@ def _check(generation_config: GenerationConfig, cache: Any, mask: torch.Tensor |
         )
 
 
+def _peft_model(model: PreTrainedModel) -> Any:
+    """The PEFT model around `model` while that generates: by then its method stands in place of ours, and calls it."""
+    peft_model = getattr(model.prepare_inputs_for_generation, "__self__", None)
+    return peft_model if hasattr(peft_model, "active_peft_config") else None
+
+
+def _prompt_learner(model: PreTrainedModel) -> Any:
+    """The PEFT model around `model`, where it puts a prompt of its own before the tokens."""
+    peft_model = _peft_model(model)
+    return peft_model if peft_model is not None and peft_model.active_peft_config.is_prompt_learning else None
+
+
 def _check_prompt_learning(model: PreTrainedModel) -> None:
     """PEFT's prompt learning puts methods of its own before ours while it generates."""
-    method = model.prepare_inputs_for_generation
-    wrapper = getattr(method, "__self__", None)
-    if (peft_config := getattr(wrapper, "active_peft_config", None)) is not None:
+    method, peft_model = model.prepare_inputs_for_generation, _peft_model(model)
+    if peft_model is not None:
+        peft_config = peft_model.active_peft_config
         if "PREFIX" in str(peft_config.peft_type) or "CARTRIDGE" in str(peft_config.peft_type):
             raise NotImplementedError(
                 f"peft_type={peft_config.peft_type} brings keys and values in a cache of its own and cannot stream; "
                 "use another kind of adapter (LoRA, prompt tuning), or remove_attention_sinks(model) first."
             )
-        method = wrapper.base_model_prepare_inputs_for_generation
+        method = peft_model.base_model_prepare_inputs_for_generation
     if getattr(method, "func", None) is not prepare_inputs:
         raise NotImplementedError(
             "prepare_inputs_for_generation of the model has been replaced since attention sinks were injected (PEFT's "
@@ -180,6 +204,7 @@ def _check_prompt_learning(model: PreTrainedModel) -> None:
 
 
 OVERRIDES = {
+    "generate": generate,
     "_prepare_cache_for_generation": prepare_cache,
     "_prepare_attention_mask_for_generation": prepare_mask,
     "prepare_inputs_for_generation": prepare_inputs,

@@ -18,13 +18,14 @@ from .inputs import ready_mask
 from .static_rows import StaticRows
 from .step import Reach, TokenStep
 from .token_step import visible_slots
+from .versions import CACHE
 from .wrapper import text_arguments
 
 
 def is_graph_step(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a call that is being traced is a step that one graph can serve."""
     given = text_arguments(named_arguments(type(model), args, kwargs))
-    cache, mask, tokens = given.get("past_key_values"), given.get("attention_mask"), tokens_of(given)
+    cache, mask, tokens = given.get(CACHE), given.get("attention_mask"), tokens_of(given)
     if not isinstance(cache, AttentionSinkKVCache) or not cache.can_step_in_graph or tokens is None:
         return False
     rows = cache.streams.static.seen.shape[0]
@@ -48,7 +49,7 @@ def graph_step(
     """
     injection = injection_of(model)
     given = text_arguments(named_arguments(type(model), args, kwargs))
-    cache, mask = given.pop("past_key_values"), given.pop("attention_mask", None)
+    cache, mask = given.pop(CACHE), given.pop("attention_mask", None)
     rows, layout = cache.streams.static, injection.layout(cache.settings)
     active = None if mask is None else mask[:, -1] != 0
     steps = tuple(_static_token_step(rows, active, reach) for reach in layout.distinct_reaches)

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .architectures import architecture_of
 from .attention import ATTENTION_NAME
-from .forward import attention_forward, rotary_forward, streaming_forward, written_out_forward
+from .forward import attention_forward, named_forward, rotary_forward, streaming_forward, written_out_forward
 from .generation import OVERRIDES
 from .injection import MARK, Injection, base_model_of, without_adapter
 from .settings import SinkSettings
@@ -129,31 +130,47 @@ class Injected:
 def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
     """Patch the base model, its rotary and attention modules and, where there is one, `generate`."""
     base, facts = injection.model, injection.architecture
-    patches = [_forward_patch(base, streaming_forward)]
-    if outer.base_model is not base:
-        patches.append(_forward_patch(outer.base_model, wrapper_forward))
-    patches += [_forward_patch(module, rotary_forward) for module in facts.scheme(base.config).modules(base)]
-    patches += [_forward_patch(module, forward) for module, forward in facts.others(outer, base)]
-    own_config, written_out = _with_attention(base.config), facts.forward
-    forward = partial(written_out_forward, function=written_out) if written_out else attention_forward
     attention = [module for module in base.modules() if type(module).__name__ == facts.attention]
     if not attention:
         raise NotImplementedError(
             f"{type(base).__name__} has no {facts.attention}, which attention_sinks knows how to patch; use the class "
             "of Transformers for this model_type."
         )
-    for module in attention:
+    patches = []
+    for module, forward in _forwards(injection, outer, attention):
         patches.append(_forward_patch(module, forward))
-        if not written_out:
-            patches.append(Patch(module, "config", own_config))
-    if outer.can_generate():
-        patches += [
-            Patch(outer, name, _bound(override, outer, getattr(type(outer), name, override)))
-            for name, override in OVERRIDES.items()
-        ]
-    for patch in patches:
+        patches[-1].apply()
+    for patch in _attributes(injection, outer, attention):
+        patches.append(patch)
         patch.apply()
     return patches
+
+
+def _forwards(injection: Injection, outer: PreTrainedModel, attention: list[nn.Module]):
+    """Modules, each with what runs in place of its forward; a later one of the same module calls the earlier."""
+    base, facts = injection.model, injection.architecture
+    yield base, streaming_forward
+    if outer.base_model is not base:
+        yield outer.base_model, wrapper_forward
+    yield from ((module, rotary_forward) for module in facts.scheme(base.config).modules(base))
+    yield from facts.others(outer, base)
+    if outer is not base:
+        yield outer, named_forward
+    forward = partial(written_out_forward, function=facts.forward) if facts.forward else attention_forward
+    yield from ((module, forward) for module in attention)
+
+
+def _attributes(injection: Injection, outer: PreTrainedModel, attention: list[nn.Module]) -> Iterator[Patch]:
+    """Other attributes to replace: the config of attention modules, methods that `generate` calls, a flag of layers."""
+    if not injection.architecture.forward:
+        own_config = _with_attention(injection.model.config)
+        yield from (Patch(module, "config", own_config) for module in attention)
+    if outer.can_generate():
+        for name, override in OVERRIDES.items():
+            yield Patch(outer, name, _bound(override, outer, getattr(type(outer), name, override)))
+    for module in injection.model.modules():
+        if isinstance(module, GradientCheckpointingLayer):  # which would keep the call's view from its attention
+            yield Patch(module, "_can_checkpoint_with_cache", True)
 
 
 def _forward_patch(module: nn.Module, replacement: Callable) -> Patch:

@@ -17,6 +17,7 @@ from .layer_kinds import LayerKind
 from .layout import Layout
 from .settings import SinkSettings
 from .step import Reach
+from .versions import with_cache_named
 
 logger = logging.get_logger(__name__)
 
@@ -141,8 +142,8 @@ def parameter_names(module_class: type) -> tuple[str, ...]:
 
 
 def named_arguments(module_class: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a module's forward by name."""
-    return {**dict(zip(parameter_names(module_class), args, strict=False)), **kwargs}
+    """The arguments of a module's forward by name; the cache under the name of this release, whichever was used."""
+    return with_cache_named({**dict(zip(parameter_names(module_class), args, strict=False)), **kwargs})
 
 
 def tokens_of(given: dict[str, Any]) -> torch.Tensor | None:

@@ -16,6 +16,7 @@ from .layer_kinds import ATTENTION, LINEAR
 from .masks import check_position_ids, real_columns
 from .rows import Rows
 from .settings import SinkSettings
+from .versions import CACHE
 from .wrapper import refuse_media, text_arguments
 
 
@@ -171,18 +172,13 @@ def _shape(given: dict[str, Any]) -> tuple[int, int, torch.device]:
 
 def _cache(injection: Injection, given: dict, batch_size: int, columns: int, with_gradients: bool):
     """The cache of the call and whether the caller keeps it."""
-    model, cache = injection.model, given.pop("past_key_values", None)
+    model, cache = injection.model, given.pop(CACHE, None)
     checkpointing = model.training and _checkpoints(model)
-    if checkpointing and not injection.architecture.hands_on:
-        raise NotImplementedError(
-            f"gradient checkpointing hides the cache from the layers of {type(model).__name__}, and attention sinks "
-            "with it; call model.gradient_checkpointing_disable(), or train without attention sinks."
-        )
     if cache is not None:
         check_cache(cache, injection, batch_size)
         if checkpointing:
             raise ValueError(
-                "past_key_values cannot be used while gradient checkpointing is on in training; leave it out or call "
+                "cache cannot be used while gradient checkpointing is on in training; leave it out or call "
                 "model.eval() or model.gradient_checkpointing_disable()."
             )
         return cache, True

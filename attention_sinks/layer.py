@@ -68,8 +68,15 @@ class SinkLayer(CacheLayerMixin):
             for buffer in self.buffers:
                 torch._dynamo.mark_static_address(buffer)
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, call: LayerCall):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, call: LayerCall | None = None, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new keys and values and return the ones to attend to, in the order `call.step` describes."""
+        if call is None:
+            raise RuntimeError(
+                "a cache of attention sinks was updated by a model without them; call inject_attention_sinks(model), "
+                "or give the model a cache of its own."
+            )
         if isinstance(call.step, TokenStep):
             return self._update_token(key_states, value_states, call.step)
         return self._update_block(key_states, value_states, call.step)

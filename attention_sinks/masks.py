@@ -49,7 +49,7 @@ def _check_past(past: torch.Tensor, cache: AttentionSinkKVCache) -> None:
     claimed, seen = past.sum(1).tolist(), list(cache.streams.seen)
     if claimed != seen:
         raise ValueError(
-            f"attention_mask marks {claimed} tokens in the columns already fed, but past_key_values has seen {seen}; "
+            f"attention_mask marks {claimed} tokens in the columns already fed, but cache has seen {seen}; "
             "mark padding (and what follows the end of a row) with 0, or pass a mask of the new columns alone."
         )
 

@@ -87,6 +87,22 @@ HALVES_BY_PAIR = replace(HALVES, embed=_embed_pairs)
 """Halves, by attention that is handed one angle per pair, as in gpt-oss."""
 
 
+def _embed_sine_first(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tables:
+    return (angles.sin() * scaling).to(dtype), (angles.cos() * scaling).to(dtype)
+
+
+NEIGHBOURS_SINE_FIRST = replace(NEIGHBOURS, embed=_embed_sine_first)
+"""Pairs (2i, 2i + 1), by attention that is handed the sine of each pair, then the cosine, as in GPT-J since 5.24."""
+
+
+def _embed_sine_first_wide(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tables:
+    return _embed_sine_first(angles, scaling, torch.float32)
+
+
+NEIGHBOURS_SINE_FIRST_WIDE = replace(NEIGHBOURS, embed=_embed_sine_first_wide)
+"""The same in float32 whatever the model's dtype, as in CodeGen since 5.24."""
+
+
 def _embed_complex(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
     return torch.polar(torch.full_like(angles, scaling), angles).to(torch.complex64)
 
@@ -105,6 +121,9 @@ TRAILING_HALVES = replace(HALVES, rotate=partial(_rotate_trailing, _rotate_halve
 
 TRAILING_COMPLEX = replace(COMPLEX, rotate=partial(_rotate_trailing, _rotate_neighbours))
 """Neighbours in the last dimensions, as complex numbers, as in DeepSeek-V2."""
+
+TRAILING_NEIGHBOURS_FROM_HALVES = replace(NEIGHBOURS_FROM_HALVES, rotate=partial(_rotate_trailing, _rotate_neighbours))
+"""Neighbours in the last dimensions, by attention that orders tables for halves itself, as in HY-V4-VL."""
 
 
 def _rotate_back(states: torch.Tensor, tables: Tables) -> torch.Tensor:

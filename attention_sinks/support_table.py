@@ -105,7 +105,6 @@ def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
         "some layers share keys": any(kind.attends and not kind.stores for kind in kinds),
         "S + W + 1 within its table of positions": limited and not indexed,
         "S + W + 1 up to where its indexer leaves keys out": indexed,
-        "no gradient checkpointing": not architecture.hands_on,
     }
     return [note for note, holds in notes.items() if holds]
 

@@ -1,4 +1,4 @@
-"""What stands in for the cache while a call runs: it carries the call to layers that are handed nothing else."""
+"""What stands in for the cache while a call runs. It is the one way by which a call reaches the layers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .call import Call, LayerCall
+from .versions import LAYER_CACHE_NAMES
 
 if TYPE_CHECKING:
     from .cache import AttentionSinkKVCache
 
-CACHE_ARGUMENTS = ("past_key_values", "layer_past")
-"""The names under which attention modules are handed the cache."""
-
 
 class CallView:
-    """A cache, or none, as the base model sees it during `call`: empty, so that nothing is made for its past."""
+    """A cache, or none, as the base model sees it during `call`: empty, so that nothing is made for its past.
+
+    Every layer of every architecture is handed the cache, whatever else it is handed; so the view stands there also
+    where no cache is kept. Layers with states then find `NothingKept`.
+    """
 
     def __init__(self, cache: AttentionSinkKVCache | None, call: Call) -> None:
         self.cache, self.call = cache, call
@@ -27,12 +29,54 @@ class CallView:
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return query_length, 0
 
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.cache, name)
+        return getattr(NothingKept if self.cache is None else self.cache, name)
+
+
+def name_of_view(module: torch.nn.Module, arguments: dict[str, Any]) -> str:
+    """Under which name `module`, which is called with `arguments`, is handed the view of the running call."""
+    for name in LAYER_CACHE_NAMES:
+        if isinstance(arguments.get(name), CallView):
+            return name
+    raise RuntimeError(
+        f"{type(module).__name__} of a model with attention sinks was called outside its model's forward; call the "
+        "model, or remove_attention_sinks(model) first."
+    )
+
+
+class NothingKept:
+    """What layers with states find where no cache is kept: nothing came before, and nothing stays."""
+
+    @staticmethod
+    def has_previous_state(*args: Any, **kwargs: Any) -> bool:
+        return False
+
+    @staticmethod
+    def is_recording_past(*args: Any, **kwargs: Any) -> bool:
+        return False
+
+    @staticmethod
+    def get_conv_state(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    @staticmethod
+    def get_recurrent_state(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    @staticmethod
+    def update_conv_state(conv_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return conv_states
+
+    @staticmethod
+    def update_recurrent_state(recurrent_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return recurrent_states
 
 
 class LayerView:
-    """A cache, or none, as the attention of one layer uses it during one call."""
+    """A cache as the attention of one layer uses it during one call; without one, new keys are all there is."""
 
     def __init__(self, cache: AttentionSinkKVCache | None, call: LayerCall) -> None:
         self.cache, self.call = cache, call

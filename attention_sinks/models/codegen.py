@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from ..architecture import Architecture, RopeTable
 from ..attention import attend
-from ..positions import NEIGHBOURS
+from ..positions import NEIGHBOURS, NEIGHBOURS_SINE_FIRST_WIDE
+from ..versions import is_handed_position_embeddings
 from ..view import LayerView
 from .gptj import table_limit, turned_width
 
@@ -20,6 +22,9 @@ def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
     return module.resid_dropout(module.out_proj(output.flatten(2))), weights
 
 
-ARCHITECTURE = Architecture(
-    "CodeGenAttention", RopeTable(turned_width), forward=_attention, hands_on=False, limit=table_limit
-)
+if is_handed_position_embeddings(CodeGenAttention):
+    ARCHITECTURE = Architecture(
+        "CodeGenAttention", RopeTable(turned_width, NEIGHBOURS_SINE_FIRST_WIDE), limit=table_limit
+    )
+else:
+    ARCHITECTURE = Architecture("CodeGenAttention", RopeTable(turned_width), forward=_attention, limit=table_limit)

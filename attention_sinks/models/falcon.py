@@ -58,7 +58,6 @@ ARCHITECTURE = Architecture(
     "FalconAttention",
     _positions,
     forward=_attention,
-    hands_on=False,
     takes_mask=False,
     refuses=_refuses,
     notes="`alibi=True`: ALiBi, sdpa only",

@@ -17,6 +17,7 @@ from ..architecture import Architecture
 from ..cache import AttentionSinkKVCache
 from ..injection import Injection, injection_of, named_arguments
 from ..positions import Rotary
+from ..versions import CACHE
 
 
 class SharedStates(Mapping):
@@ -59,8 +60,8 @@ def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwarg
     given = named_arguments(type(head), args, kwargs)
     wanted = given.pop("return_shared_kv_states", False)
     output = previous(**given) if previous is not None else type(head).forward(head, **given)
-    if wanted and isinstance(output.past_key_values, AttentionSinkKVCache):
-        output["shared_kv_states"] = SharedStates(output.past_key_values, injection_of(head))
+    if wanted and isinstance(output[CACHE], AttentionSinkKVCache):
+        output["shared_kv_states"] = SharedStates(output[CACHE], injection_of(head))
     return output
 
 

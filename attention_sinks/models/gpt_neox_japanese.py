@@ -19,4 +19,4 @@ def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
     return module.dense(output.flatten(2)), weights, module.dense_bias
 
 
-ARCHITECTURE = Architecture("GPTNeoXJapaneseAttention", forward=_attention, hands_on=False)
+ARCHITECTURE = Architecture("GPTNeoXJapaneseAttention", forward=_attention)

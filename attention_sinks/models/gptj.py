@@ -1,14 +1,16 @@
-"""GPT-J: rotary neighbours over the first dimensions, from a table in each layer; attention of its own."""
+"""GPT-J: rotary neighbours over the first dimensions, from a table; until 5.23, attention of its own."""
 
 from __future__ import annotations
 
 import torch
 import transformers
 from transformers import GPTJPreTrainedModel, PreTrainedConfig
+from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from ..architecture import Architecture, Limit, RopeTable
 from ..attention import attend
-from ..positions import NEIGHBOURS
+from ..positions import NEIGHBOURS, NEIGHBOURS_SINE_FIRST
+from ..versions import is_handed_position_embeddings
 from ..view import LayerView
 from .streaming import StreamingModel
 
@@ -40,9 +42,12 @@ def _refuses(config: PreTrainedConfig) -> str | None:
     return None
 
 
-ARCHITECTURE = Architecture(
-    "GPTJAttention", RopeTable(turned_width), forward=_attention, hands_on=False, limit=table_limit, refuses=_refuses
-)
+if is_handed_position_embeddings(GPTJAttention):
+    ARCHITECTURE = Architecture("GPTJAttention", RopeTable(turned_width, NEIGHBOURS_SINE_FIRST), limit=table_limit)
+else:
+    ARCHITECTURE = Architecture(
+        "GPTJAttention", RopeTable(turned_width), forward=_attention, limit=table_limit, refuses=_refuses
+    )
 
 
 class GPTJModel(StreamingModel, transformers.GPTJModel): ...

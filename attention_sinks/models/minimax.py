@@ -20,4 +20,4 @@ class MiniMaxView(CallView, MiniMaxCache):
             self.cache.layers[layer_idx].update_recurrent_state(linear_cache)
 
 
-ARCHITECTURE = Architecture("MiniMaxAttention", hands_on=False, view=MiniMaxView)
+ARCHITECTURE = Architecture("MiniMaxAttention", view=MiniMaxView)

@@ -45,7 +45,6 @@ ARCHITECTURE = Architecture(
     "MptAttention",
     LinearBias(_alibi),
     forward=_attention,
-    hands_on=False,
     limit=_limit,
     refuses=_refuses,
     notes="its config may turn the cache off: pass `use_cache=True` to `generate`",

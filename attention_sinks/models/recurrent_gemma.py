@@ -18,28 +18,37 @@ from transformers.utils import ModelOutput
 
 from ..architecture import Architecture, Rope
 from ..cache import AttentionSinkKVCache
-from ..call import CALL_ARGUMENT, Call
+from ..call import Call
 from ..injection import named_arguments
 from ..layer_kinds import LayerKind
 from ..step import TokenStep
+from ..versions import CACHE
+from ..view import CallView, name_of_view
 
 RECURRENT = ("linear_attention", "recurrent")
 """What `config.layers_block_type` calls recurrent layers, today and in older releases."""
+
+
+class RecurrentGemmaView(CallView):
+    """Until 5.23 the model writes other lengths onto the cache, those of its first attention layer: they stay out."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("cache", "call"):
+            super().__setattr__(name, value)
 
 
 def _recurrent_block(
     block: nn.Module,
     input_states: torch.Tensor,
     layer_idx: int,
-    past_key_values: Any = None,
     previous: Callable | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """In place of the forward of a recurrent block: its states come from the cache and go there."""
-    call: Call = kwargs[CALL_ARGUMENT]
-    states = None if past_key_values is None else past_key_values.layers[layer_idx]
+    view: CallView = kwargs[name_of_view(block, kwargs)]
+    states = None if view.cache is None else view.cache.layers[layer_idx]
     known = states is not None and states.has_previous_state[0]
-    position, columns = _stream_position(call, input_states.device), input_states.shape[1]
+    position, columns = _stream_position(view.call, input_states.device), input_states.shape[1]
     inputs = block.linear_x(input_states).masked_fill((position < 0)[..., None], 0.0).transpose(1, 2)
     before = states.conv_states[0] if known else inputs.new_zeros(*inputs.shape[:2], block.conv1d_width - 1)
     inputs = torch.cat([before, inputs], dim=-1)
@@ -76,11 +85,11 @@ def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwarg
     """The head's own forward, whose output carries the cache as well."""
     given = named_arguments(type(head), args, kwargs)
     use_cache = head.config.use_cache if given.get("use_cache") is None else given["use_cache"]
-    if use_cache and not head.training and given.get("past_key_values") is None:
-        given["past_key_values"] = AttentionSinkKVCache(head)
+    if use_cache and not head.training and given.get(CACHE) is None:
+        given[CACHE] = AttentionSinkKVCache(head)
     output = previous(**given) if previous is not None else type(head).forward(head, **given)
     if isinstance(output, ModelOutput):
-        output["past_key_values"] = given.get("past_key_values")
+        output[CACHE] = given.get(CACHE)
     return output
 
 
@@ -110,5 +119,11 @@ def _refuses(config: PreTrainedConfig) -> str | None:
 
 
 ARCHITECTURE = Architecture(
-    "RecurrentGemmaAttention", _rope, kinds=_kinds, takes_mask=False, others=_others, refuses=_refuses
+    "RecurrentGemmaAttention",
+    _rope,
+    view=RecurrentGemmaView,
+    kinds=_kinds,
+    takes_mask=False,
+    others=_others,
+    refuses=_refuses,
 )

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ...alibi import alibi_slopes
 from ...checkpoint import CheckedLoading
+from ...versions import CACHE, CACHE_NAMES, cache_by_either_name
 from .alibi_btlm import BtlmAlibi
 from .configuration_btlm import BtlmConfig
 
@@ -61,19 +62,20 @@ class BtlmAttention(nn.Module):
         self.c_proj = ResidualConv1D(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
+    @cache_by_either_name
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
             states.view(by_head).transpose(1, 2) for states in self.c_attn(hidden_states).chunk(3, dim=-1)
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attn_pdrop if self.training else 0.0
         output, weights = attend(
@@ -120,7 +122,7 @@ class BtlmPreTrainedModel(CheckedLoading, PreTrainedModel):
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BtlmBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [*CACHE_NAMES]
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["relative_pe"]  # in half precision slopes would be off by up to 0.4%
     _keys_to_ignore_on_load_missing = [r"relative_pe\.slopes$"]
@@ -158,6 +160,7 @@ class BtlmModel(BtlmPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.wte = value
 
+    @cache_by_either_name
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -165,7 +168,7 @@ class BtlmModel(BtlmPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -173,29 +176,27 @@ class BtlmModel(BtlmPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
         inputs_embeds = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        past = cache.get_seq_length() if cache is not None else 0
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE: cache},
         )
         columns = keys = inputs_embeds.shape[1]
         if mask is not None:
             keys = mask.shape[-1]
-        elif past_key_values is not None:
-            keys = past_key_values.get_mask_sizes(columns, 0)[0]
+        elif cache is not None:
+            keys = cache.get_mask_sizes(columns, 0)[0]
         mask = self.relative_pe(mask, past, columns, keys, inputs_embeds.dtype)
         hidden_states = self.drop(inputs_embeds * self.config.mup_embeddings_scale)
         for block in self.h:
-            hidden_states = block(
-                hidden_states, attention_mask=mask, past_key_values=past_key_values, use_cache=use_cache, **kwargs
-            )
+            hidden_states = block(hidden_states, attention_mask=mask, use_cache=use_cache, **{CACHE: cache}, **kwargs)
         return BaseModelOutputWithPast(
-            last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values if use_cache else None
+            last_hidden_state=self.ln_f(hidden_states), **{CACHE: cache if use_cache else None}
         )
 
 
@@ -210,13 +211,14 @@ class BtlmForCausalLM(BtlmPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
 
+    @cache_by_either_name
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -227,7 +229,7 @@ class BtlmForCausalLM(BtlmPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -241,7 +243,7 @@ class BtlmForCausalLM(BtlmPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
