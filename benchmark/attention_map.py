@@ -19,6 +19,7 @@ import torch
 import transformers
 from matplotlib.ticker import MaxNLocator
 
+from attention_sinks.versions import CACHE
 from common import build_parser, fail, positive_int
 from corpus import CorpusError, add_corpus_arguments, read_tokens
 from experiments import add_loading_arguments, load_plain_model, load_tokenizer
@@ -43,11 +44,11 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def shares(model, input_ids: torch.Tensor, first_tokens: int) -> tuple[torch.Tensor, float]:
     """Mean share of attention on the first tokens, [layers, heads], and what it would be if spread evenly."""
     input_ids, half = input_ids.to(model.device), input_ids.shape[1] // 2
-    cache = model(input_ids[:, :half], use_cache=True, logits_to_keep=1).past_key_values
+    cache = model(input_ids[:, :half], use_cache=True, logits_to_keep=1)[CACHE]
     total = 0
     for queries in input_ids[:, half:].split(QUERIES_PER_CALL, dim=1):
-        outputs = model(queries, past_key_values=cache, use_cache=True, output_attentions=True, logits_to_keep=1)
-        cache = outputs.past_key_values
+        outputs = model(queries, **{CACHE: cache}, use_cache=True, output_attentions=True, logits_to_keep=1)
+        cache = outputs[CACHE]
         if not outputs.attentions or any(weights is None for weights in outputs.attentions):
             raise ValueError(f"{model.config.model_type} returns no attention weights; choose another model.")
         total += torch.stack([_on_first(weights, first_tokens) for weights in outputs.attentions])

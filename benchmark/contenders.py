@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import StaticCache
 
+from attention_sinks.versions import CACHE
+
 FILL_CALL = 512  # tokens per call while a context is built, to bound the memory that takes
 
 
@@ -21,7 +23,7 @@ class Streaming:
         pass
 
     def step(self, token: torch.Tensor) -> None:
-        self.forward(token, past_key_values=self.cache, use_cache=True)
+        self.forward(token, **{CACHE: self.cache}, use_cache=True)
 
 
 class StreamingCompiled(Streaming):
@@ -44,7 +46,7 @@ class Dense:
             self.cache.crop(-beyond)
 
     def step(self, token: torch.Tensor) -> None:
-        self.model(token, past_key_values=self.cache, use_cache=True)
+        self.model(token, **{CACHE: self.cache}, use_cache=True)
 
 
 class StaticCompiled:
@@ -62,7 +64,7 @@ class StaticCompiled:
             layer.cumulative_length.fill_(self.context)
 
     def step(self, token: torch.Tensor) -> None:
-        self.forward(token, attention_mask=self.mask, position_ids=self.position, past_key_values=self.cache)
+        self.forward(token, attention_mask=self.mask, position_ids=self.position, **{CACHE: self.cache})
 
 
 class LinearLayers:
@@ -107,5 +109,5 @@ def fill(model: nn.Module, length: int, rows: int = 1, cache=None):
 def fill_with(model: nn.Module, ids: torch.Tensor, cache=None):
     """Read `ids` [batch, tokens] and return the cache."""
     for chunk in ids.split(FILL_CALL, dim=1):
-        cache = model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        cache = model(chunk, **{CACHE: cache}, use_cache=True, logits_to_keep=1)[CACHE]
     return cache

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 import attention_sinks
 import contenders
 import timing
+from attention_sinks.versions import CACHE
 from common import positive_int
 from shapes import SHAPES, build_shape
 
@@ -62,7 +63,7 @@ def generate(model, ids, cache, steps: int, clock: Clock | None = None) -> None:
     model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
+        **{CACHE: cache},
         max_new_tokens=steps,
         min_new_tokens=steps,
         do_sample=False,

@@ -61,7 +61,7 @@ def checked_steps(args: argparse.Namespace) -> Iterator[dict]:
         tokens = torch.randint(VOCABULARY, (min(args.check_every, args.steps - begin),), generator=chance)
         began = perf_counter()
         for token in tokens.view(-1, 1, 1):
-            logits = model(token, past_key_values=cache).logits
+            logits = model(token, cache=cache).logits
         seconds = perf_counter() - began
         first = torch.cat([first, tokens])[:sinks]
         recent = torch.cat([recent, tokens])[-(sinks + enough) :]

@@ -21,6 +21,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from attention_sinks.versions import CACHE
 from common import build_parser, fail, positive_int
 from corpus import CorpusError, iter_rows
 from experiments import add_model_arguments, check_sizes, load_model, load_tokenizer
@@ -78,8 +79,8 @@ def read(model, ids: list[int], chunk_size: int) -> Iterator[tuple[int, torch.Te
     cache = None
     for begin in tqdm(range(0, len(ids), chunk_size), unit_scale=chunk_size, unit="tok"):
         inputs = torch.tensor([ids[begin : begin + chunk_size]], device=model.device)
-        outputs = model(inputs, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+        outputs = model(inputs, **{CACHE: cache}, use_cache=True)
+        cache = outputs[CACHE]
         yield begin, outputs.logits[0]
 
 

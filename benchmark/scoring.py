@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import Cache
 
+from attention_sinks.versions import CACHE
+
 READING_CALL = 1024  # tokens per call where nothing is scored
 
 
@@ -38,13 +40,13 @@ def stream_scores(model, input_ids: torch.Tensor, chunk_size: int, start: int = 
     """
     input_ids, cache = input_ids.to(model.device), None
     for inputs in input_ids[:, :start].split(READING_CALL, dim=1) if start else ():
-        cache = model(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        cache = model(inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)[CACHE]
     for begin in range(start, input_ids.shape[1] - 1, chunk_size):
         labels = input_ids[0, begin + 1 : begin + 1 + chunk_size]
         inputs = input_ids[:, begin : begin + len(labels)]
         began = perf_counter()
-        outputs = model(inputs, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+        outputs = model(inputs, **{CACHE: cache}, use_cache=True)
+        cache = outputs[CACHE]
         nlls = _nlls(outputs.logits[0], labels)
         del outputs  # its logits would otherwise live through the next call
         yield ScoredCall(nlls, (perf_counter() - began) / len(nlls), cache)

@@ -8,6 +8,7 @@ to demo/endless_logs/<experiment>/<model>.txt.
 import argparse
 import time
 
+from attention_sinks.versions import CACHE
 from utils import (
     StopOnInterrupt,
     add_common_arguments,
@@ -48,7 +49,7 @@ def main():
         )
     seconds = time.perf_counter() - start
     tokens_written = output.sequences.shape[1] - inputs.input_ids.shape[1]
-    write_summary(streamer, output.past_key_values, tokens_written, seconds)
+    write_summary(streamer, output[CACHE], tokens_written, seconds)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def no_cache_gives_the_same_logits(animal):
     ids = random_ids(LENGTH)
     with torch.no_grad():
         outputs = streaming(animal)(ids[None], use_cache=False)
-    assert outputs.past_key_values is None
+    assert outputs.cache is None
     assert_close(outputs.logits[0], expected(animal, ids))
 
 

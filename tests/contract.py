@@ -86,8 +86,8 @@ def stream_rows(model, rows, layouts, cache=None, mask_all_columns=False):
         masks.append(layout.long())
         mask = torch.cat(masks, dim=1) if mask_all_columns else masks[-1]
         with torch.no_grad():
-            outputs = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+            outputs = model(ids, attention_mask=mask, cache=cache, use_cache=True)
+        cache = outputs.cache
         for r in range(len(rows)):
             logits[r].append(outputs.logits[r, layout[r]])
     assert fed == [len(row) for row in rows], f"the layouts hold {fed} tokens"
@@ -180,7 +180,7 @@ def no_cache_gives_the_same_logits(subject):
     ids = random_ids(2, 5 * subject.room)
     with torch.no_grad():
         outputs = subject.streaming()(ids, use_cache=False)
-    assert outputs.past_key_values is None
+    assert outputs.cache is None
     for row, logits in zip(ids, outputs.logits, strict=True):
         assert_close(logits, subject.expected(row))
 

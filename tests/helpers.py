@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
+from attention_sinks.versions import CACHE
+
 TOLERANCE = 2e-4  # largest logit difference in float32, the logits' standard deviation being about 1
 TEETH = 1e-2  # a wrong reference must differ by more than this
 VOCABULARY = 64
@@ -96,8 +98,8 @@ def stream(model, ids, calls=None, cache=None, **options):
     logits, start = [], 0
     for length in calls or [ids.shape[1]]:
         with torch.no_grad():
-            outputs = model(ids[:, start : start + length], past_key_values=cache, use_cache=True, **options)
-        cache, start = outputs.past_key_values, start + length
+            outputs = model(ids[:, start : start + length], **{CACHE: cache}, use_cache=True, **options)
+        cache, start = outputs[CACHE], start + length
         logits.append(outputs.logits)
     assert start == ids.shape[1], f"the calls {calls} do not add up to {ids.shape[1]} tokens"
     return torch.cat(logits, dim=1), cache

@@ -51,7 +51,7 @@ def test_an_assistant_changes_nothing(model, crops, injected, prompt_length):
     expected = greedy(model, prompt)
     outputs = greedy(model, prompt, assistant_model=draft_model(injected), return_dict_in_generate=True)
     assert torch.equal(outputs.sequences, expected)
-    cache = outputs.past_key_values
+    cache = outputs.cache
     taken = [columns for other, columns in crops if other is cache]
     assert len(taken) > 5 and 0 in taken and max(taken) > 3, "drafts were neither all right nor all wrong"
     assert len({id(other) for other, _ in crops}) == 1 + injected
@@ -127,13 +127,13 @@ def test_the_returned_cache_holds_all_but_the_last_token(model, options):
     prompt = random_ids(1, 30)
     options = {"assistant": {"assistant_model": draft_model(True)}, "lookup": {"prompt_lookup_num_tokens": 3}}[options]
     outputs = greedy(model, prompt, return_dict_in_generate=True, **options)
-    cache = outputs.past_key_values
+    cache = outputs.cache
     assert cache.tokens_seen.tolist() == [30 + NEW - 1] == [cache.get_seq_length()]
     fresh = stream(model, outputs.sequences[:, :-1])[1]
     assert cache.nbytes == fresh.nbytes and not cache.is_recording
     turn = torch.cat([outputs.sequences, random_ids(1, 9, seed=2)], dim=1)
     mask = torch.ones_like(turn)
-    again = greedy(model, turn, attention_mask=mask, past_key_values=cache)
+    again = greedy(model, turn, attention_mask=mask, cache=cache)
     assert torch.equal(again, greedy(model, turn))
     assert cache.nbytes == fresh.nbytes
 
@@ -141,12 +141,12 @@ def test_the_returned_cache_holds_all_but_the_last_token(model, options):
 def test_a_cache_that_recorded_before_goes_on_recording(model):
     cache = AttentionSinkKVCache(model)
     cache.activate_past_recording()
-    outputs = greedy(model, random_ids(1, 30), past_key_values=cache, assistant_model=draft_model(True))
+    outputs = greedy(model, random_ids(1, 30), cache=cache, assistant_model=draft_model(True))
     assert cache.is_recording
-    sequences = greedy(model, outputs, attention_mask=torch.ones_like(outputs), past_key_values=cache)
+    sequences = greedy(model, outputs, attention_mask=torch.ones_like(outputs), cache=cache)
     cache.crop(-NEW)  # the whole second turn
     assert cache.tokens_seen.tolist() == [30 + NEW - 1]
-    again = greedy(model, outputs, attention_mask=torch.ones_like(outputs), past_key_values=cache)
+    again = greedy(model, outputs, attention_mask=torch.ones_like(outputs), cache=cache)
     assert torch.equal(again, sequences)
 
 
@@ -154,7 +154,7 @@ def test_several_turns_with_an_assistant(model):
     cache, draft, turn = AttentionSinkKVCache(model), draft_model(True), random_ids(1, 20)
     for number in range(3):
         expected = greedy(model, turn)
-        made = greedy(model, turn, attention_mask=torch.ones_like(turn), past_key_values=cache, assistant_model=draft)
+        made = greedy(model, turn, attention_mask=torch.ones_like(turn), cache=cache, assistant_model=draft)
         assert torch.equal(made, expected)
         turn = torch.cat([made, random_ids(1, 5, seed=number)], dim=1)
 

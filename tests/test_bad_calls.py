@@ -53,18 +53,18 @@ FOREIGN = {
 def test_foreign_caches(model, foreign, call):
     cache, ids = FOREIGN[foreign](), random_ids(1, 5)
     if call == "forward":
-        refused(BAD, lambda: model(ids, past_key_values=cache), "past_key_values", type(cache).__name__)
+        refused(BAD, lambda: model(ids, cache=cache), "cache", type(cache).__name__)
     else:
         columns = 0 if isinstance(cache, tuple) else cache.get_seq_length()
         ids = random_ids(1, int(columns) + 5)
-        refused(BAD, lambda: model.generate(ids, past_key_values=cache, max_new_tokens=5), "past_key_values")
+        refused(BAD, lambda: model.generate(ids, cache=cache, max_new_tokens=5), "cache")
 
 
 def test_a_used_cache_of_another_model(model):
     other = inject_attention_sinks(tiny_llama(seed=1), S, W)
     cache = used(AttentionSinkKVCache(other), other)
     before = state_of(cache)
-    refused(BAD, lambda: model(random_ids(1, 1), past_key_values=cache), "past_key_values", "AttentionSinkKVCache")
+    refused(BAD, lambda: model(random_ids(1, 1), cache=cache), "cache", "AttentionSinkKVCache")
     assert_same_state(cache, before)
 
 
@@ -72,7 +72,7 @@ def test_a_cache_of_another_prefill_mode(model):
     cache = used(AttentionSinkKVCache(model), model)
     before = state_of(cache)
     inject_attention_sinks(model, S, W, "dense")
-    refused(BAD, lambda: model(random_ids(1, 1), past_key_values=cache), "past_key_values", "streaming", "dense")
+    refused(BAD, lambda: model(random_ids(1, 1), cache=cache), "cache", "streaming", "dense")
     assert_same_state(cache, before)
 
 
@@ -80,7 +80,7 @@ def test_a_cache_of_another_prefill_mode(model):
 
 
 def call_with(**options):
-    return lambda model, cache: model(**options, past_key_values=cache)
+    return lambda model, cache: model(**options, cache=cache)
 
 
 ONE = random_ids(2, 1)
@@ -159,7 +159,7 @@ def test_positions_that_say_nothing_new_are_accepted(model):
     with torch.no_grad():
         outputs = model(ids[:, :20], position_ids=torch.arange(20)[None])
         assert_close(outputs.logits[0], expected[:20])
-        outputs = model(ids[:, 20:], position_ids=torch.arange(20, 30)[None], past_key_values=outputs.past_key_values)
+        outputs = model(ids[:, 20:], position_ids=torch.arange(20, 30)[None], cache=outputs.cache)
     assert_close(outputs.logits[0], expected[20:])
 
 
@@ -170,7 +170,7 @@ def test_attentions_of_a_call_longer_than_the_cache_are_refused():
     long = random_ids(1, S + W + 2)
     refused(
         BAD,
-        lambda: model(long, past_key_values=cache, output_attentions=True),
+        lambda: model(long, cache=cache, output_attentions=True),
         "output_attentions",
         S + W + 2,
         S + W + 1,
@@ -184,7 +184,7 @@ def test_more_ids_than_the_cache_has_columns_are_ambiguous_without_a_mask(filled
     model, cache, ids = filled
     before = state_of(cache)
     longer = torch.cat([ids, random_ids(2, 7, seed=5)], dim=1)
-    generate = {"past_key_values": cache, "max_new_tokens": 5, "do_sample": False}
+    generate = {"cache": cache, "max_new_tokens": 5, "do_sample": False}
     refused(BAD, lambda: model.generate(longer, **generate), "attention_mask", 47, 40)
     assert_same_state(cache, before)
     sequences = model.generate(longer, attention_mask=torch.ones_like(longer), **generate)
@@ -197,7 +197,7 @@ def test_an_error_inside_the_model_leaves_the_cache_alone(filled):
     model, cache, _ = filled
     before = state_of(cache)
     with pytest.raises(IndexError):
-        model(torch.full((2, 3), 10**6), past_key_values=cache)
+        model(torch.full((2, 3), 10**6), cache=cache)
     assert_same_state(cache, before)
 
 

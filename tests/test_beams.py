@@ -83,7 +83,7 @@ def test_the_cache_after_beam_search_holds_the_beams_of_the_last_step(model):
     hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, args: fed.append(args[0]))
     outputs = model.generate(random_ids(2, 20), num_beams=3, max_new_tokens=30, return_dict_in_generate=True)
     hook.remove()
-    cache = outputs.past_key_values
+    cache = outputs.cache
     assert cache.batch_size == 6 and cache.tokens_seen.tolist() == [49] * 6 == [cache.get_seq_length()] * 6
     assert [tuple(ids.shape) for ids in fed] == [(6, 20)] + [(6, 1)] * 29
     cache.batch_select_indices(torch.tensor([5]))
@@ -97,7 +97,7 @@ def test_samples_go_on_from_their_own_rows(model):
     )
     rest = torch.cat([outputs.sequences[:, -1:], random_ids(3, 10, seed=1)], dim=1)
     expected, _ = stream(model, torch.cat([outputs.sequences[:, :-1], rest], dim=1))
-    got, _ = stream(model, rest, cache=outputs.past_key_values)
+    got, _ = stream(model, rest, cache=outputs.cache)
     assert (got - expected[:, 49:]).abs().max() < 2e-4
 
 
@@ -106,17 +106,17 @@ def test_beams_over_a_cache_made_ready_for_them(model):
     _, cache = stream(model, past)
     ids = torch.cat([past, turn], dim=1)
     options = {"attention_mask": torch.ones_like(ids), "num_beams": 3, "max_new_tokens": 30, "do_sample": False}
-    message = refused(ValueError, lambda: model.generate(ids, past_key_values=cache, **options), "past_key_values")
+    message = refused(ValueError, lambda: model.generate(ids, cache=cache, **options), "cache")
     assert "2 rows" in message and "6" in message and "num_beams=3" in message
     assert cache.tokens_seen.tolist() == [30, 30]
     cache.batch_repeat_interleave(3)
-    unmasked = {**options, "attention_mask": None, "past_key_values": copy.deepcopy(cache)}
+    unmasked = {**options, "attention_mask": None, "cache": copy.deepcopy(cache)}
     assert torch.equal(model.generate(turn, **unmasked), model.generate(ids, **options)[:, 30:])
-    assert torch.equal(model.generate(ids, past_key_values=cache, **options), model.generate(ids, **options))
+    assert torch.equal(model.generate(ids, cache=cache, **options), model.generate(ids, **options))
 
 
 def test_several_sequences_over_a_cache_of_one_row(model):
     _, cache = stream(model, random_ids(1, 30))
-    options = {"num_return_sequences": 2, "do_sample": True, "max_new_tokens": 5, "past_key_values": cache}
+    options = {"num_return_sequences": 2, "do_sample": True, "max_new_tokens": 5, "cache": cache}
     refused(ValueError, lambda: model.generate(random_ids(1, 5), **options), "num_return_sequences=2")
     assert isinstance(cache, AttentionSinkKVCache) and cache.tokens_seen.tolist() == [30]

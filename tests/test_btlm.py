@@ -148,8 +148,8 @@ def test_left_padding(implementation):
         whole = model(ids, attention_mask=mask).logits
         cache, pieces = None, []
         for start, stop in ((0, 20), (20, 26), (26, 27), (27, 28), (28, 30)):
-            outputs = model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache, use_cache=True)
-            cache = outputs.past_key_values
+            outputs = model(ids[:, start:stop], attention_mask=mask[:, :stop], cache=cache, use_cache=True)
+            cache = outputs.cache
             pieces.append(outputs.logits)
     for logits in (whole, torch.cat(pieces, dim=1)):
         assert_close(logits[0], wanted[0])
@@ -238,7 +238,7 @@ def test_outputs():
     assert_close(last[0], logits[-1:])
     assert_close(some[0], logits[[3, 5]])
     assert_close(embedded[0], logits)
-    assert no_cache.past_key_values is None
+    assert no_cache.cache is None
 
 
 def test_ids_or_embeddings_but_not_both():

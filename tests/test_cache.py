@@ -34,13 +34,13 @@ def test_an_empty_cache(model):
 
 def test_the_model_makes_and_returns_its_own_cache(model):
     outputs = model(random_ids(1, 5))
-    assert isinstance(outputs.past_key_values, AttentionSinkKVCache)
-    assert outputs.past_key_values.get_seq_length() == 5
+    assert isinstance(outputs.cache, AttentionSinkKVCache)
+    assert outputs.cache.get_seq_length() == 5
 
 
 def test_a_given_cache_is_the_one_returned(model):
     cache = AttentionSinkKVCache(model)
-    assert model(random_ids(1, 5), past_key_values=cache).past_key_values is cache
+    assert model(random_ids(1, 5), cache=cache).cache is cache
 
 
 def test_counts_columns_and_tokens(model):
@@ -101,7 +101,7 @@ def test_twenty_thousand_tokens_allocate_nothing_that_stays():
     def feed(start, end):
         with torch.no_grad():
             for t in range(start, end):
-                model(ids[:, t : t + 1], past_key_values=cache)
+                model(ids[:, t : t + 1], cache=cache)
 
     feed(100, 1_000)
     places = sorted(tensor.data_ptr() for tensor in tensors_of(cache))

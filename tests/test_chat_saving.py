@@ -149,9 +149,9 @@ def test_saving_and_restoring_a_cache_as_the_readme_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = new_model()
     cache, ids = AttentionSinkKVCache(model), random_ids(1, 20)
-    model(ids, past_key_values=cache)
+    model(ids, cache=cache)
     names = run_readme(
         "cache.save(", "unused", cache=cache, model=model, ids=ids, AttentionSinkKVCache=AttentionSinkKVCache
     )
     assert names["cache"] is not cache
-    assert torch.equal(names["outputs"].logits, model(ids, past_key_values=cache).logits)
+    assert torch.equal(names["outputs"].logits, model(ids, cache=cache).logits)

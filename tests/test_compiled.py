@@ -45,7 +45,7 @@ def feed(forward, ids, cache, mask=None):
         forward(
             input_ids=ids[:, column : column + 1],
             attention_mask=None if mask is None else mask[:, column : column + 1],
-            past_key_values=cache,
+            cache=cache,
         ).logits
         for column in range(ids.shape[1])
     ]
@@ -108,7 +108,7 @@ def test_rows_of_a_padded_batch():
         ids[row, mask[row].bool()] = tokens
     cache = AttentionSinkKVCache(model)
     with torch.no_grad():
-        model(ids[:, :40], attention_mask=start, past_key_values=cache)
+        model(ids[:, :40], attention_mask=start, cache=cache)
     logits = feed(compiled(model), ids[:, 40:], cache, pauses)
     for row, tokens in enumerate(rows):
         fed = int(start[row].sum())
@@ -124,8 +124,8 @@ def test_a_mask_of_all_columns_says_what_its_last_column_says():
     mask = torch.ones(2, 21, dtype=torch.long)
     mask[1, -1] = 0
     with torch.no_grad():
-        whole = forward(ids[:, 20:21], attention_mask=mask, past_key_values=cache).logits
-        last = forward(ids[:, 20:21], attention_mask=mask[:, -1:], past_key_values=fork).logits
+        whole = forward(ids[:, 20:21], attention_mask=mask, cache=cache).logits
+        last = forward(ids[:, 20:21], attention_mask=mask[:, -1:], cache=fork).logits
     assert_close(whole[0], last[0])
     assert cache.tokens_seen.tolist() == fork.tokens_seen.tolist() == [21, 20]
 
@@ -177,7 +177,7 @@ def test_caches_share_a_graph_and_nothing_else():
         for column in range(60):
             for number, (row, cache) in enumerate(zip(ids, caches, strict=True)):
                 at = 5 + 9 * number + column
-                logits = forward(row[None, at : at + 1], past_key_values=cache).logits[0, 0]
+                logits = forward(row[None, at : at + 1], cache=cache).logits[0, 0]
                 assert_close(logits, naive_logits(plain, row[: at + 1], 4, 12)[-1]) if column % 20 == 19 else None
     assert graphs() == 1
 
@@ -189,8 +189,8 @@ def test_other_calls_break_the_graph_and_run_as_always():
         compiled(model)(ids[None])
     forward, cache = torch.compile(model.forward, backend="eager"), AttentionSinkKVCache(model)
     with torch.no_grad():
-        logits = [forward(ids[None, :30], past_key_values=cache).logits]
-        logits += [forward(ids[None, at : at + 1], past_key_values=cache).logits for at in range(30, 50)]
+        logits = [forward(ids[None, :30], cache=cache).logits]
+        logits += [forward(ids[None, at : at + 1], cache=cache).logits for at in range(30, 50)]
     assert_close(torch.cat(logits, dim=1)[0], naive_logits(plain, ids, 4, 12))
 
 
@@ -201,7 +201,7 @@ def test_a_recording_cache_is_not_compiled():
     assert not cache.is_compileable
     before = state_of(cache)
     with pytest.raises(torch._dynamo.exc.Unsupported), torch.no_grad():
-        compiled(model)(ids[:, 30:31], past_key_values=cache)
+        compiled(model)(ids[:, 30:31], cache=cache)
     assert_same_state(cache, before)
 
 
@@ -219,7 +219,7 @@ def test_generate_compiles_by_itself(batch_size):
     expected = model.generate(prompt, **options)
     actual = model.generate(prompt, compile_config=config, **options)
     assert torch.equal(actual.sequences, expected.sequences)
-    assert actual.past_key_values.tokens_seen.tolist() == expected.past_key_values.tokens_seen.tolist()
+    assert actual.cache.tokens_seen.tolist() == expected.cache.tokens_seen.tolist()
     assert graphs() == 1
     again = model.generate(random_ids(batch_size, 5, seed=3), compile_config=config, **options)
     assert again.sequences.shape[1] > 5

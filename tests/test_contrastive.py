@@ -69,22 +69,22 @@ def test_rows_end_one_by_one(model):
     assert torch.equal(ended.sequences[1], free[1])
     assert torch.equal(ended.sequences[0, : 20 + made], free[0, : 20 + made])
     assert ended.sequences[0, 20 + made :].eq(0).all()
-    assert ended.past_key_values.tokens_seen.tolist() == [20 + made, 50]
+    assert ended.cache.tokens_seen.tolist() == [20 + made, 50]
 
 
 def test_the_returned_cache_holds_every_token(model):
     outputs = search(model, random_ids(1, 20), max_new_tokens=30, return_dict_in_generate=True, output_scores=True)
-    assert outputs.past_key_values.tokens_seen.tolist() == [50] and len(outputs.scores) == 30
+    assert outputs.cache.tokens_seen.tolist() == [50] and len(outputs.scores) == 30
     turn = torch.cat([outputs.sequences, random_ids(1, 6, seed=1)], dim=1)
     options = {"attention_mask": torch.ones_like(turn), "max_new_tokens": 20, "do_sample": False}
-    again = model.generate(turn, past_key_values=outputs.past_key_values, **options)
+    again = model.generate(turn, cache=outputs.cache, **options)
     assert torch.equal(again, model.generate(turn, **options))
 
 
 def test_a_second_turn_over_a_cache(model):
     past, turn = random_ids(1, 40), random_ids(1, 20, seed=1)
     _, cache = stream(model, past)
-    found = search(model, turn, past_key_values=cache, max_new_tokens=20)
+    found = search(model, turn, cache=cache, max_new_tokens=20)
     # Of the first turn no hidden states are known; this one is longer than what is compared with.
     assert torch.equal(found[0], search(model, torch.cat([past, turn], dim=1), max_new_tokens=20)[0, 40:])
 

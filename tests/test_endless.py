@@ -104,7 +104,7 @@ def work_of_steps(model, cache, steps, rows=1, **options):
     work = Work()
     with torch.no_grad(), work:
         for _ in range(steps):
-            model(torch.ones(rows, 1, dtype=torch.long), past_key_values=cache, **options)
+            model(torch.ones(rows, 1, dtype=torch.long), cache=cache, **options)
     return work
 
 
@@ -192,7 +192,7 @@ def test_a_quarter_of_a_million_tokens_later():
     for length in cut(len(ids) - 60, [16_384, 1, 7]):
         with torch.no_grad():
             call = ids[None, start : start + length]
-            cache = model(call, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            cache = model(call, cache=cache, use_cache=True, logits_to_keep=1).cache
         start += length
     logits, _ = stream(model, ids[None, -60:], cut(60, [1, 1, 9]), cache)
     short = receptive_tail(ids, 2, S, W, extra=60)

@@ -44,7 +44,7 @@ def test_keys_are_where_an_assistant_must_see_them(animal, calls):
         narrowed.config["num_kv_shared_layers"] = 2
         model = inject_attention_sinks(narrowed.build(), S, W)
         _, cache = stream(model, IDS[:, :-1], cut(59, calls))
-        keys, values = shared(model, IDS[:, -1:], past_key_values=cache)[first]
+        keys, values = shared(model, IDS[:, -1:], cache=cache)[first]
         sinks, window = sees[first]
         visible = torch.cat([IDS[:, :sinks], IDS[:, 60 - window :]], dim=1)
         columns = torch.arange(60 - visible.shape[1], 60)[None]
@@ -59,9 +59,9 @@ def test_tokens_that_were_taken_back_are_not_shared(animal):
     model = inject_attention_sinks(animal.build(), S, W)
     _, cache = stream(model, IDS[:, :50])
     cache.activate_past_recording()
-    states = shared(model, IDS[:, 50:], past_key_values=cache)
+    states = shared(model, IDS[:, 50:], cache=cache)
     cache.crop(-7)
-    right = shared(model, IDS[:, 50:53], past_key_values=stream(model, IDS[:, :50])[1])
+    right = shared(model, IDS[:, 50:53], cache=stream(model, IDS[:, :50])[1])
     for name in right:
         assert_close(states[name][0], right[name][0])
 

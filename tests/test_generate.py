@@ -84,7 +84,7 @@ def test_sampling_draws_from_the_streamed_logits(model):
 
 def test_the_cache_comes_back(model):
     outputs = model.generate(random_ids(1, 20), max_new_tokens=30, do_sample=False, return_dict_in_generate=True)
-    cache = outputs.past_key_values
+    cache = outputs.cache
     assert isinstance(cache, AttentionSinkKVCache)
     assert cache.tokens_seen.tolist() == [49]  # the last token was made, not read
     assert cache.get_seq_length() == 49 and cache.tokens_cached.tolist() == [S + W]
@@ -96,7 +96,7 @@ def test_turns_continue_one_stream(model, own_cache):
     sequence = random_ids(1, 25)
     for turn in range(4):
         prompt_length = sequence.shape[1]
-        options = {"past_key_values": cache} if cache is not None else {}
+        options = {"cache": cache} if cache is not None else {}
         outputs = model.generate(
             sequence,
             attention_mask=torch.ones_like(sequence),  # of all columns: the ids repeat the past
@@ -105,9 +105,9 @@ def test_turns_continue_one_stream(model, own_cache):
             return_dict_in_generate=True,
             **options,
         )
-        assert outputs.past_key_values.tokens_seen.tolist() == [prompt_length + 19]
-        assert cache is None or outputs.past_key_values is cache
-        cache = outputs.past_key_values
+        assert outputs.cache.tokens_seen.tolist() == [prompt_length + 19]
+        assert cache is None or outputs.cache is cache
+        cache = outputs.cache
         assert_greedy(outputs.sequences[0], prompt_length)
         sequence = torch.cat([outputs.sequences, random_ids(1, 1 + 9 * turn, seed=turn)], dim=1)
 
@@ -116,7 +116,7 @@ def test_a_turn_of_new_ids_alone(model):
     """No more ids than the cache has columns, and no mask that covers the past: all of them are new."""
     past, new = random_ids(1, 30), random_ids(1, 9, seed=1)
     _, cache = stream(model, past)
-    sequence = model.generate(new, past_key_values=cache, max_new_tokens=20, do_sample=False)
+    sequence = model.generate(new, cache=cache, max_new_tokens=20, do_sample=False)
     assert torch.equal(sequence[:, :9], new) and sequence.shape == (1, 29)
     assert_greedy(torch.cat([past, sequence], dim=1)[0], 39)
     assert cache.tokens_seen.tolist() == [30 + 9 + 19]
@@ -129,9 +129,7 @@ def test_padded_turns_continue_every_stream(model):
     new_ids, new_mask = left_padded_prompts([2, 9])
     ids = torch.cat([outputs.sequences, new_ids], dim=1)
     mask = torch.cat([mask, torch.ones(2, 20, dtype=torch.long), new_mask], dim=1)
-    sequences = model.generate(
-        ids, attention_mask=mask, past_key_values=outputs.past_key_values, max_new_tokens=30, do_sample=False
-    )
+    sequences = model.generate(ids, attention_mask=mask, cache=outputs.cache, max_new_tokens=30, do_sample=False)
     for r in range(2):
         prompt = ids[r, mask[r].bool()]
         row = torch.cat([prompt, sequences[r, ids.shape[1] :]])
@@ -160,7 +158,7 @@ def test_a_finished_row_stops_feeding_its_stream(model):
         return_dict_in_generate=True,
     )
     assert outputs.sequences[0, 20 + made :].eq(0).all() and outputs.sequences.shape == (2, 50)
-    cache = outputs.past_key_values
+    cache = outputs.cache
     assert cache.tokens_seen.tolist() == [20 + made - 1, 49]  # neither eos nor anything after it
     assert cache.get_seq_length() == 49
     # Both streams go on where they stopped.
@@ -184,9 +182,7 @@ def test_a_second_turn_after_a_row_has_finished(model):
     mask[0, 20 + made - 1 :] = 0
     ids = torch.cat([outputs.sequences, random_ids(2, 8, seed=4)], dim=1)
     mask = torch.cat([mask, torch.ones(2, 8, dtype=torch.long)], dim=1)
-    sequences = model.generate(
-        ids, attention_mask=mask, past_key_values=outputs.past_key_values, max_new_tokens=20, do_sample=False
-    )
+    sequences = model.generate(ids, attention_mask=mask, cache=outputs.cache, max_new_tokens=20, do_sample=False)
     for r in range(2):
         stream_so_far = ids[r, mask[r].bool()]
         assert_greedy(torch.cat([stream_so_far, sequences[r, ids.shape[1] :]]), len(stream_so_far))

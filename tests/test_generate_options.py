@@ -71,7 +71,7 @@ def test_stopping_criteria_end_streams_row_by_row(model):
         return_dict_in_generate=True,
     )
     assert outputs.sequences.shape == (3, 50)
-    assert outputs.past_key_values.tokens_seen.tolist() == [29, 39, 49]
+    assert outputs.cache.tokens_seen.tolist() == [29, 39, 49]
 
 
 def test_text_streamers(model):
@@ -164,7 +164,7 @@ def test_no_tensor_grows_with_the_stream(model, search):
     if search == "second turn":
         cache = stream(model, prompt[:, :15])[1]
     with SizesFed(model) as columns:
-        model.generate(prompt, attention_mask=mask, past_key_values=cache, max_new_tokens=20, **options)
+        model.generate(prompt, attention_mask=mask, cache=cache, max_new_tokens=20, **options)
     assert columns[0] <= 20 and columns[1:] == [1] * 19
 
 
@@ -208,7 +208,7 @@ def test_prefix_tuning_is_refused():
     inject_attention_sinks(tuned, S, W)
     prompt = random_ids(1, 20)
     refused(NotImplementedError, lambda: tuned.generate(input_ids=prompt, max_new_tokens=5), "PREFIX_TUNING")
-    refused(TypeError, lambda: tuned(input_ids=prompt), "past_key_values", "prefix tuning")
+    refused(TypeError, lambda: tuned(input_ids=prompt), "cache", "prefix tuning")
 
 
 def test_prompt_learning_around_a_model_that_was_injected_later_is_refused():
@@ -228,8 +228,8 @@ def test_other_caches_by_name(model, name):
 def test_a_cache_without_use_of_it(model):
     _, cache = stream(model, random_ids(1, 30))
     before, ids = state_of(cache), random_ids(1, 35)
-    options = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "use_cache": False}
-    refused(ValueError, lambda: greedy(model, ids, **options), "use_cache=False", "past_key_values")
+    options = {"attention_mask": torch.ones_like(ids), "cache": cache, "use_cache": False}
+    refused(ValueError, lambda: greedy(model, ids, **options), "use_cache=False", "cache")
     assert_same_state(cache, before)
 
 
@@ -249,7 +249,7 @@ def test_a_row_without_a_new_token(model):
     mask = torch.ones(2, 34, dtype=torch.long)
     mask[0, 30:] = 0
     before = state_of(cache)
-    refused(ValueError, lambda: greedy(model, random_ids(2, 4), attention_mask=mask, past_key_values=cache), "rows [0]")
+    refused(ValueError, lambda: greedy(model, random_ids(2, 4), attention_mask=mask, cache=cache), "rows [0]")
     assert_same_state(cache, before)
 
 
@@ -258,7 +258,7 @@ def test_an_empty_prompt(model):
     refused(ValueError, lambda: greedy(model, empty), "input_ids", "(1, 0)")
     _, cache = stream(model, random_ids(1, 30))
     before = state_of(cache)
-    refused(ValueError, lambda: greedy(model, empty, past_key_values=cache), "input_ids")
+    refused(ValueError, lambda: greedy(model, empty, cache=cache), "input_ids")
     assert_same_state(cache, before)
 
 
@@ -266,7 +266,7 @@ def test_a_history_without_a_new_token(model):
     ids = random_ids(1, 30)
     _, cache = stream(model, ids)
     before = state_of(cache)
-    options = {"attention_mask": torch.ones_like(ids), "past_key_values": cache}
+    options = {"attention_mask": torch.ones_like(ids), "cache": cache}
     refused(ValueError, lambda: greedy(model, ids, **options), "30", "new token")
     assert_same_state(cache, before)
 
@@ -274,4 +274,4 @@ def test_a_history_without_a_new_token(model):
 def test_another_batch_than_the_cache_has(model):
     cache = AttentionSinkKVCache(model)
     stream(model, random_ids(2, 30), cache=cache)
-    refused(ValueError, lambda: greedy(model, random_ids(1, 4), past_key_values=cache), "past_key_values", "2 rows")
+    refused(ValueError, lambda: greedy(model, random_ids(1, 4), cache=cache), "cache", "2 rows")

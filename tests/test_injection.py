@@ -94,7 +94,7 @@ def test_removing_gives_back_exactly_what_was_there(implementation, times, used)
         assert dict(vars(kind)) == attributes
     assert torch.equal(plain_logits(model), plain_logits(tiny_llama(attn_implementation=implementation)))
     outputs = model(IDS[None, :5])
-    assert not isinstance(outputs.past_key_values, AttentionSinkKVCache)
+    assert not isinstance(outputs.cache, AttentionSinkKVCache)
 
 
 def test_removing_returns_the_model_and_can_be_followed_by_another_injection():
@@ -240,7 +240,7 @@ def test_attentions_after_switching_to_eager():
     _, cache = stream(model, IDS[None, :50])
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        outputs = model(IDS[None, 50:51], past_key_values=cache, output_attentions=True)
+        outputs = model(IDS[None, 50:51], cache=cache, output_attentions=True)
     assert all(weights.shape == (1, 4, 1, S + W + 1) for weights in outputs.attentions)
     assert_close(outputs.logits[0, 0], naive_logits(tiny_llama(), IDS[:51], S, W)[50])
 

@@ -233,8 +233,8 @@ def test_an_old_checkpoint_streams(old, name, tmp_path):
     with torch.no_grad():
         cache, states = None, []
         for part in ids.split([30, 1, 1, 38], dim=1):
-            outputs = model(part, past_key_values=cache, use_cache=True)
-            cache = outputs.past_key_values
+            outputs = model(part, cache=cache, use_cache=True)
+            cache = outputs.cache
             states.append(outputs[0])
         states = torch.cat(states, dim=1)
         assert_close(states if name.endswith("LM") else native.lm_head(states), native(ids).logits)

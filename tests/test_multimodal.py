@@ -57,7 +57,7 @@ def test_turns_of_generate(pair):
         history = torch.cat([history, random_ids(1, 9, seed=turn)], dim=1)
         real, length = torch.ones_like(history), history.shape[1]
         history = model.generate(
-            history, attention_mask=real, past_key_values=cache, max_new_tokens=9, min_new_tokens=9, do_sample=False
+            history, attention_mask=real, cache=cache, max_new_tokens=9, min_new_tokens=9, do_sample=False
         )
         assert history.shape[1] == length + 9
     right = replay_logits(plain, history[0], 4, 12)
@@ -76,6 +76,6 @@ def test_images_and_sound_are_refused_where_the_decoder_itself_takes_them(media)
     model = inject_attention_sinks(next(a for a in ZOO if a.model_type == "phi4_multimodal").build(), 4, 12)
     _, cache = stream(model, IDS[None, :30])
     before = state_of(cache)
-    call = {"past_key_values": cache, media: torch.zeros(1, 2, 3, 28, 28)}
+    call = {"cache": cache, media: torch.zeros(1, 2, 3, 28, 28)}
     refused(NotImplementedError, lambda: model(IDS[None, :5], **call), media, "streams text only")
     assert_same_state(cache, before)

@@ -49,8 +49,8 @@ def test_hidden_states_token_by_token(ids, expected):
     model, cache, states = streaming(), None, []
     for token in ids:
         with torch.no_grad():
-            outputs = model(token[None, None], past_key_values=cache, output_hidden_states=True)
-        cache = outputs.past_key_values
+            outputs = model(token[None, None], cache=cache, output_hidden_states=True)
+        cache = outputs.cache
         states.append(torch.cat(outputs.hidden_states))
     assert_close(torch.cat(states, dim=1), expected.hidden_states, tolerance=2e-3)
 
@@ -61,8 +61,8 @@ def test_the_base_model_streams_too(ids, expected):
     for length in cut(90, [1, 20]):
         with torch.no_grad():
             start = cache.get_seq_length() if cache else 0
-            outputs = model.model(ids[None, start : start + length], past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+            outputs = model.model(ids[None, start : start + length], cache=cache, use_cache=True)
+        cache = outputs.cache
         hidden.append(outputs.last_hidden_state)
     assert_close(torch.cat(hidden, dim=1)[0], expected.hidden_states[-1], tolerance=2e-3)
 
@@ -71,8 +71,8 @@ def test_attentions_of_single_tokens_are_in_cache_order(ids, expected):
     model, cache = streaming(attn_implementation="eager"), None
     for t, token in enumerate(ids):
         with torch.no_grad():
-            outputs = model(token[None, None], past_key_values=cache, output_attentions=True)
-        cache = outputs.past_key_values
+            outputs = model(token[None, None], cache=cache, output_attentions=True)
+        cache = outputs.cache
         weights = torch.stack(outputs.attentions)[:, 0, :, 0]
         assert_close(weights, expected.attentions[t])
         assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), tolerance=1e-5)
@@ -91,7 +91,7 @@ def test_attentions_of_a_later_call(ids, expected):
     model = streaming(attn_implementation="eager")
     _, cache = stream(model, ids[None, :50])
     with torch.no_grad():
-        outputs = model(ids[None, 50:60], past_key_values=cache, output_attentions=True)
+        outputs = model(ids[None, 50:60], cache=cache, output_attentions=True)
     weights = torch.stack(outputs.attentions)[:, 0]
     assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), tolerance=1e-5)
     for i in range(10):
@@ -106,8 +106,8 @@ def test_inputs_embeds(ids, expected):
     for length, start in ((40, 0), (1, 40), (49, 41)):
         embeds = model.get_input_embeddings()(ids[None, start : start + length])
         with torch.no_grad():
-            outputs = model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+            outputs = model(inputs_embeds=embeds, cache=cache, use_cache=True)
+        cache = outputs.cache
         logits.append(outputs.logits)
     assert_close(torch.cat(logits, dim=1)[0], expected.logits)
 
@@ -118,12 +118,12 @@ def test_loss_of_labels_with_a_cache(ids, expected, calls):
     for length in calls:
         if length > 1:
             part = slice(start, start + length)
-            outputs = model(ids[None, part], labels=ids[None, part], past_key_values=cache, use_cache=True)
+            outputs = model(ids[None, part], labels=ids[None, part], cache=cache, use_cache=True)
             loss = F.cross_entropy(expected.logits[part][:-1], ids[part][1:])
             assert_close(outputs.loss, loss)
         else:
-            outputs = model(ids[None, start : start + 1], past_key_values=cache, use_cache=True)
-        cache, start = outputs.past_key_values, start + length
+            outputs = model(ids[None, start : start + 1], cache=cache, use_cache=True)
+        cache, start = outputs.cache, start + length
     assert cache.tokens_seen.tolist() == [40]
 
 
@@ -174,12 +174,12 @@ def test_a_cache_from_inference_mode_goes_on_outside(ids, expected):
     model = streaming()
     with torch.inference_mode():
         outputs = model(ids[None, :30])
-        outputs = model(ids[None, 30:31], past_key_values=outputs.past_key_values)
-    outputs = model(ids[None, 31:32], past_key_values=outputs.past_key_values)
-    outputs = model(ids[None, 32:60], past_key_values=outputs.past_key_values)
+        outputs = model(ids[None, 30:31], cache=outputs.cache)
+    outputs = model(ids[None, 31:32], cache=outputs.cache)
+    outputs = model(ids[None, 32:60], cache=outputs.cache)
     outputs.logits.sum().backward()
     with torch.no_grad():
-        outputs = model(ids[None, 60:], past_key_values=outputs.past_key_values)
+        outputs = model(ids[None, 60:], cache=outputs.cache)
     assert_close(outputs.logits[0], expected.logits[60:])
 
 
@@ -227,9 +227,7 @@ def test_half_precision_with_padding_has_no_nan():
     with torch.no_grad():
         outputs = model(random_ids(2, 30), attention_mask=mask)
         assert not outputs.logits.isnan().any()
-        again = model(
-            random_ids(2, 1), attention_mask=torch.tensor([[1], [0]]), past_key_values=outputs.past_key_values
-        )
+        again = model(random_ids(2, 1), attention_mask=torch.tensor([[1], [0]]), cache=outputs.cache)
     assert not again.logits.isnan().any()
 
 

@@ -80,7 +80,7 @@ def test_beams_are_those_without_a_cache(model, prompt, greedy):
 
 def test_a_turn_taken_back_and_saved(model, prompt, greedy, tmp_path):
     outputs = generate(model, prompt, max_new_tokens=NEW // 2, return_dict_in_generate=True)
-    cache = outputs.past_key_values
+    cache = outputs.cache
     cache.activate_past_recording()
     stream(model, prompt[:, :60], [1, 1, 58], cache)
     cache.crop(-60)
@@ -89,6 +89,6 @@ def test_a_turn_taken_back_and_saved(model, prompt, greedy, tmp_path):
     loaded = AttentionSinkKVCache.load(tmp_path / "stream", other)
     rest = NEW - NEW // 2
     for one, its_model in ((loaded, other), (cache, model)):
-        made = generate(its_model, outputs.sequences, past_key_values=one, max_new_tokens=rest)
+        made = generate(its_model, outputs.sequences, cache=one, max_new_tokens=rest)
         assert_likeliest(model, made, prompt.shape[1])
         assert torch.equal(made, greedy)

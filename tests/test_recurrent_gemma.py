@@ -62,12 +62,12 @@ def test_streams_of_several_threads(model, right):
 
 def test_its_head_hands_out_the_cache(model):
     outputs = model(IDS[None, :9])
-    assert isinstance(outputs.past_key_values, AttentionSinkKVCache)
-    assert model(IDS[None, 9:], past_key_values=outputs.past_key_values).past_key_values is outputs.past_key_values
-    assert outputs.past_key_values.tokens_seen.tolist() == [60]
-    assert model(IDS[None], use_cache=False).past_key_values is None
+    assert isinstance(outputs.cache, AttentionSinkKVCache)
+    assert model(IDS[None, 9:], cache=outputs.cache).cache is outputs.cache
+    assert outputs.cache.tokens_seen.tolist() == [60]
+    assert model(IDS[None], use_cache=False).cache is None
     cache = AttentionSinkKVCache(model)
-    assert_close(model(IDS[None, :9], past_key_values=cache, return_dict=False)[0], outputs.logits)
+    assert_close(model(IDS[None, :9], cache=cache, return_dict=False)[0], outputs.logits)
 
 
 def test_a_call_that_breaks_off_leaves_its_states_as_they_were(model, right):
@@ -77,7 +77,7 @@ def test_a_call_that_breaks_off_leaves_its_states_as_they_were(model, right):
         patch.setattr(type(model.model.final_norm), "forward", lambda *args: 1 / 0)
         for columns in (1, 5):
             with pytest.raises(ZeroDivisionError):
-                model(IDS[None, :columns], past_key_values=cache)
+                model(IDS[None, :columns], cache=cache)
     assert_same_state(cache, before)
     assert_close(stream(model, IDS[None, 30:], cache=cache)[0][0], right[30:])
 
@@ -93,7 +93,7 @@ def test_gradients_are_those_of_plain_transformers(model):
 
 def test_gradients_pass_through_a_call_that_goes_on(model):
     _, cache = stream(model, IDS[None, :30])
-    model(IDS[None, 30:], past_key_values=cache).logits.sum().backward()
+    model(IDS[None, 30:], cache=cache).logits.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.model.layers.parameters())
 
 

@@ -418,7 +418,7 @@ def assert_history_leaves_no_trace(prefill, s, w, rows, history, start_recording
             ids = torch.stack([pool[r][fed[r] :][: what.shape[1]] for r in range(rows)])
             fed = [count + what.shape[1] for count in fed]
             with torch.no_grad():
-                model(ids, attention_mask=what.long(), past_key_values=cache)
+                model(ids, attention_mask=what.long(), cache=cache)
             calls.append((what, ids))
         elif kind == "crop":
             back = round(what * cache.streams.returnable)
@@ -436,7 +436,7 @@ def assert_history_leaves_no_trace(prefill, s, w, rows, history, start_recording
     fresh = AttentionSinkKVCache(model, s, w)
     for mask, ids in calls:
         with torch.no_grad():
-            model(ids, attention_mask=mask.long(), past_key_values=fresh)
+            model(ids, attention_mask=mask.long(), cache=fresh)
     assert cache.get_seq_length() == fresh.get_seq_length()
     assert cache.streams.seen == fresh.streams.seen or not any(fresh.streams.seen)
     probe = torch.stack([pool[r][-40:] for r in range(rows)])

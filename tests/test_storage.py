@@ -144,14 +144,12 @@ def test_padding_that_can_be_taken_back_is_saved(path, model):
 def test_generate_goes_on(path, model):
     options = {"max_new_tokens": 30, "do_sample": False}
     outputs = model.generate(random_ids(1, 40), return_dict_in_generate=True, **options)
-    outputs.past_key_values.save(path)
+    outputs.cache.save(path)
     turn = torch.cat([outputs.sequences, random_ids(1, 5, seed=1)], dim=1)
     mask = torch.ones_like(turn)
     loaded = AttentionSinkKVCache.load(path, model)
-    made = model.generate(turn, attention_mask=mask, past_key_values=loaded, **options)
-    assert torch.equal(
-        made, model.generate(turn, attention_mask=mask, past_key_values=outputs.past_key_values, **options)
-    )
+    made = model.generate(turn, attention_mask=mask, cache=loaded, **options)
+    assert torch.equal(made, model.generate(turn, attention_mask=mask, cache=outputs.cache, **options))
 
 
 LOADER = """
@@ -163,7 +161,7 @@ model = LlamaForCausalLM.from_pretrained(folder, attention_sink_size=2, attentio
 cache, parts = AttentionSinkKVCache.load(cache, model), []
 with torch.no_grad():
     for part in torch.load(ids).split([1, 1, 20, 1], dim=1):
-        parts.append(model(part, past_key_values=cache).logits)
+        parts.append(model(part, cache=cache).logits)
 torch.save(torch.cat(parts, dim=1), logits)
 """
 

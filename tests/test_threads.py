@@ -129,7 +129,7 @@ def test_interleaved_generate_calls(kind):
         for number, cache in enumerate(caches):
             prompt = texts[number]
             made = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, max_new_tokens=8, do_sample=False
+                prompt, attention_mask=torch.ones_like(prompt), cache=cache, max_new_tokens=8, do_sample=False
             )
             assert_tokens_follow(naive_logits(plain, made[0], *SETTINGS[number]), made[0], prompt.shape[1])
             texts[number] = torch.cat([made, random_ids(1, 5, seed=turn)], dim=1)

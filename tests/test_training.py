@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from attention_sinks import inject_attention_sinks
 from helpers import assert_close, random_ids, tiny_llama
 from naive import naive_stream
+from zoo import ZOO
 
 S, W = 4, 12
 
@@ -67,7 +68,7 @@ def test_a_later_call_trains_its_own_tokens(first, prefill):
     outputs = model(ids[None, :first], labels=ids[None, :first], use_cache=True)
     outputs.loss.backward()
     model.zero_grad()
-    outputs = model(ids[None, first:], labels=ids[None, first:], past_key_values=outputs.past_key_values)
+    outputs = model(ids[None, first:], labels=ids[None, first:], cache=outputs.cache)
     assert_close(outputs.loss, loss)
     outputs.loss.backward()
     assert_same_gradients(model, reference)
@@ -77,8 +78,8 @@ def test_gradients_of_single_tokens_with_a_cache():
     """Each step's graph stands alone: no in-place write spoils what backward needs."""
     model, ids, cache = inject_attention_sinks(tiny_llama(), S, W), random_ids(1, 40), None
     for t in range(40):
-        outputs = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+        outputs = model(ids[:, t : t + 1], cache=cache, use_cache=True)
+        cache = outputs.cache
         outputs.logits.square().mean().backward()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
@@ -136,6 +137,36 @@ def test_gradient_checkpointing(length, reentrant):
     assert_close(outputs.loss, loss)
     outputs.loss.backward()
     assert_same_gradients(model, reference)
+
+
+KEEPING_ARGUMENTS_BACK = [
+    "bloom",
+    "codegen",
+    "falcon",
+    "gptj",
+    "mpt",
+    "minimax",
+    "nemotron",
+    "recurrent_gemma",
+    "stablelm",
+]
+
+
+@pytest.mark.parametrize("model_type", KEEPING_ARGUMENTS_BACK)
+def test_gradient_checkpointing_where_layers_are_handed_little_but_the_cache(model_type):
+    """The call reaches attention through the cache's argument, which Transformers empties while it checkpoints."""
+    animal, ids = next(animal for animal in ZOO if animal.model_type == model_type), random_ids(1, 60)
+    models = [inject_attention_sinks(animal.build(), S, W).train() for _ in range(2)]
+    models[1].gradient_checkpointing_enable()
+    for model in models:
+        assert model.is_gradient_checkpointing == (model is models[1])
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model(ids, labels=ids, use_cache=False).loss.backward()
+    reference, found = ({name: grad for name, grad in gradients(m).items() if grad is not None} for m in models)
+    assert found.keys() == reference.keys() and len(found) > 5
+    for name, gradient in found.items():
+        assert_close(gradient, reference[name], 1e-5 + 1e-3 * reference[name].abs().max().item())
 
 
 def test_training_mode_drops_attention_as_configured():

@@ -75,13 +75,13 @@ def test_three_turns_of_padded_rows(model, convention, ends, given):
         outputs = model.generate(
             fed,
             attention_mask=mask,
-            past_key_values=cache,
+            cache=cache,
             max_new_tokens=15,
             do_sample=False,
             return_dict_in_generate=True,
             **stopping(ends),
         )
-        cache, columns = outputs.past_key_values, history.shape[1]
+        cache, columns = outputs.cache, history.shape[1]
         history = torch.cat([history, outputs.sequences[:, columns - start :]], dim=1)
         for row in range(3):
             assert history[row, columns:][: len(expected[row][turn])].tolist() == expected[row][turn]
@@ -108,5 +108,5 @@ def test_a_returned_cache_goes_on_under_another_search(model):
     turn = torch.cat([outputs.sequences, random_ids(1, 4, seed=1)], dim=1)
     options = {"attention_mask": torch.ones_like(turn), "max_new_tokens": 30, "do_sample": False}
     expected = model.generate(turn, **options)
-    made = model.generate(turn, past_key_values=outputs.past_key_values, prompt_lookup_num_tokens=3, **options)
+    made = model.generate(turn, cache=outputs.cache, prompt_lookup_num_tokens=3, **options)
     assert torch.equal(made, expected)

@@ -7,6 +7,8 @@ import peft
 import pytest
 import torch
 import transformers
+from packaging.version import Version
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 import attention_sinks
 from attention_sinks import inject_attention_sinks, remove_attention_sinks
@@ -161,7 +163,7 @@ def test_a_cache_for_a_wrapped_model():
 def test_prefix_tuning_brings_a_cache_of_its_own_and_is_refused():
     config = peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
     model = peft.get_peft_model(inject_attention_sinks(tiny_llama(), S, W), config)
-    with pytest.raises((TypeError, ValueError), match="past_key_values"):
+    with pytest.raises((TypeError, ValueError), match="cache"):
         model(input_ids=IDS[None])
 
 
@@ -176,6 +178,8 @@ def test_an_adapter_switched_off():
 
 
 def test_an_adapter_added_by_transformers():
+    if Version(peft.__version__) < Version(MIN_PEFT_VERSION):
+        pytest.skip(f"add_adapter of the installed Transformers wants peft>={MIN_PEFT_VERSION}, not {peft.__version__}")
     model = inject_attention_sinks(tiny_llama(), S, W)
     model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=True))
     assert_streams(model, tiny_llama())  # a fresh adapter changes nothing
