@@ -24,6 +24,7 @@ from .contrastive import contrastive_search  # noqa: E402
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
 from .legacy import register_legacy  # noqa: E402
 from .models import *  # noqa: E402, F403
+from .verification import Verification, verify_attention_sinks  # noqa: E402
 
 register_legacy()
 
@@ -38,11 +39,13 @@ __all__ = [
     "AutoModelForTokenClassification",
     "AutoTokenizer",
     "StreamingChat",
+    "Verification",
     "attention_sinks_injected",
     "contrastive_search",
     "inject_attention_sinks",
     "remove_attention_sinks",
     "supported_model_types",
+    "verify_attention_sinks",
 ]
 __all__ += models.__all__
 __all__.sort()

@@ -34,6 +34,11 @@ def check_transformers() -> None:
         )
 
 
+def is_newer_than_tested() -> bool:
+    """Whether the installed Transformers is a later minor release than the last one that was tested."""
+    return transformers_release() > Version(NEWEST_TRANSFORMERS).release[:2]
+
+
 def transformers_release() -> tuple[int, int]:
     """Major and minor version of the installed Transformers."""
     return Version(transformers.__version__).release[:2]

@@ -15,6 +15,7 @@ from attention_sinks import (
     inject_attention_sinks,
     remove_attention_sinks,
 )
+from attention_sinks.versions import CACHE
 from helpers import TEETH, assert_close, cut, largest_difference, random_ids, stream, tiny_llama
 from naive import naive_logits
 
@@ -94,7 +95,7 @@ def test_removing_gives_back_exactly_what_was_there(implementation, times, used)
         assert dict(vars(kind)) == attributes
     assert torch.equal(plain_logits(model), plain_logits(tiny_llama(attn_implementation=implementation)))
     outputs = model(IDS[None, :5])
-    assert not isinstance(outputs.cache, AttentionSinkKVCache)
+    assert not isinstance(outputs[CACHE], AttentionSinkKVCache)
 
 
 def test_removing_returns_the_model_and_can_be_followed_by_another_injection():

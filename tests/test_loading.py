@@ -28,6 +28,8 @@ PUBLIC_NAMES = [
     "StreamingChat",
     "contrastive_search",
     "supported_model_types",
+    "Verification",
+    "verify_attention_sinks",
     "__version__",
 ]
 FAMILIES = ["Falcon", "GPTJ", "GPTNeoX", "Llama", "Mistral", "Mpt"]
