@@ -28,7 +28,7 @@ from .verification import Verification, verify_attention_sinks  # noqa: E402
 
 register_legacy()
 
-__version__ = "0.5.0.dev0"
+__version__ = "0.5.0"
 
 __all__ = [
     "AttentionSinkKVCache",

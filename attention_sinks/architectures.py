@@ -26,11 +26,13 @@ from .models import (
     codegen,
     deepseek_v32,
     doge,
+    dory,
     falcon,
     gemma4,
     gpt_neox_japanese,
     gptj,
     hunyuan_v1,
+    lara_mini,
     llama4_text,
     minimax,
     mpt,
@@ -45,6 +47,7 @@ from .positions import (
     NEIGHBOURS_FROM_HALVES,
     TRAILING_COMPLEX,
     TRAILING_HALVES,
+    TRAILING_NEIGHBOURS_FROM_HALVES,
 )
 from .unsupported import UNSUPPORTED
 from .versions import check_release_for, streams_in_this_release
@@ -58,6 +61,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Yi": Architecture("LlamaAttention"),
     "afmoe": Architecture("AfmoeAttention", Rope(turns=sliding_layers)),
     "apertus": Architecture("ApertusAttention"),
+    "apertus1p5_text": Architecture("Apertus1p5TextAttention"),
     "arcee": Architecture("ArceeAttention"),
     "aria_text": Architecture("AriaTextAttention"),
     "bamba": Architecture("BambaAttention"),
@@ -74,10 +78,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dbrx": Architecture("DbrxAttention"),
     "diffllama": Architecture("DiffLlamaAttention"),
     "doge": doge.ARCHITECTURE,
+    "dory": dory.ARCHITECTURE,
     "dots1": Architecture("Dots1Attention"),
     "emu3_text_model": Architecture("Emu3Attention"),
     "ernie4_5": Architecture("Ernie4_5Attention", Rope(NEIGHBOURS_FROM_HALVES)),
     "ernie4_5_moe": Architecture("Ernie4_5_MoeAttention", Rope(NEIGHBOURS_FROM_HALVES)),
+    "exaone": Architecture("LlamaAttention"),
     "exaone4": Architecture("Exaone4Attention", Rope(turns=sliding_layers_if_any)),
     "exaone_moe": Architecture("ExaoneMoeAttention", Rope(turns=sliding_layers_if_any)),
     "falcon": falcon.ARCHITECTURE,
@@ -118,6 +124,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "kimi_linear": Architecture("KimiLinearAttention", NoPositions()),
     "kolibri1": Architecture("Kolibri1Attention", Rope(turns=sliding_layers_if_any)),
     "laguna": Architecture("LagunaAttention"),
+    "lara_mini": lara_mini.ARCHITECTURE,
     "lfm2": Architecture("Lfm2Attention"),
     "lfm2_moe": Architecture("Lfm2MoeAttention", Rope(module="pos_emb")),
     "lfm3": Architecture("Lfm3Attention"),
@@ -157,6 +164,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_next": Architecture("Qwen3NextAttention"),
     "qwen4_exp_text": qwen4_exp.ARCHITECTURE,
     "recurrent_gemma": recurrent_gemma.ARCHITECTURE,
+    "sarvam_moe": Architecture("Glm4MoeAttention"),
     "seed_oss": Architecture("SeedOssAttention"),
     "smollm3": Architecture("SmolLM3Attention", Rope(turns=by_no_rope_layers)),
     "solar_open": Architecture("SolarOpenAttention"),
@@ -178,8 +186,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4_moe_lite": Architecture("Glm4MoeLiteAttention", Rope(TRAILING_HALVES), rotated="values"),
     "glm_moe_dsa": deepseek_v32.sparse("GlmMoeDsaAttention"),
     "hy_v4": deepseek_v32.sparse("HYV4Attention"),
+    "hy_v4_vl_text": deepseek_v32.sparse("HYV4VLAttention", TRAILING_NEIGHBOURS_FROM_HALVES),
     "longcat_flash": Architecture("LongcatFlashMLA", Rope(TRAILING_HALVES), rotated="values"),
     "minicpm3": Architecture("MiniCPM3Attention", Rope(TRAILING_HALVES), rotated="values"),
+    "sarvam_mla": Architecture("DeepseekV3Attention", Rope(TRAILING_HALVES), rotated="values"),
     "youtu": Architecture("YoutuAttention", Rope(TRAILING_HALVES), rotated="values"),
 }
 
@@ -188,6 +198,7 @@ OWN_TYPES = ("Yi", "btlm", "jais", "qwen", "stablelm_epoch")
 """Types that Transformers does not know and this library registers."""
 
 WRAPPERS = {
+    "apertus1p5": "apertus1p5_text",
     "dots3_note": "dots3_note_text",
     "emu3": "emu3_text_model",
     "fuyu": "persimmon",
@@ -195,6 +206,7 @@ WRAPPERS = {
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
     "got_ocr2": "qwen2",
+    "hy_v4_vl": "hy_v4_vl_text",
     "llama4": "llama4_text",
     "moss_transcribe_diarize": "qwen3",
     "qwen3_5": "qwen3_5_text",

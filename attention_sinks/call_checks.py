@@ -23,6 +23,11 @@ def check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
     check_kind_of_cache(cache)
     if not cache.serves(injection.model):
         raise ValueError("cache was made for another model; make one with AttentionSinkKVCache(model) for this model.")
+    if len(cache.layers) != len(injection.kinds):
+        raise ValueError(
+            f"cache was made for another number of layers, {len(cache.layers)}, than the model runs now, "
+            f"{len(injection.kinds)}; make a new AttentionSinkKVCache(model)."
+        )
     if cache.settings.prefill != injection.settings.prefill:
         raise ValueError(
             f"cache was made with attention_sink_prefill={cache.settings.prefill!r}, but the model now has "

@@ -173,7 +173,7 @@ def _shape(given: dict[str, Any]) -> tuple[int, int, torch.device]:
 def _cache(injection: Injection, given: dict, batch_size: int, columns: int, with_gradients: bool):
     """The cache of the call and whether the caller keeps it."""
     model, cache = injection.model, given.pop(CACHE, None)
-    checkpointing = model.training and _checkpoints(model)
+    checkpointing = with_gradients and model.training and _checkpoints(model)
     if cache is not None:
         check_cache(cache, injection, batch_size)
         if checkpointing:

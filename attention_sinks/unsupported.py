@@ -23,7 +23,7 @@ _TYPES = {
         roc_bert roformer trocr whisper xglm xlm xlm-roberta xlm-roberta-xl xmod
     """,
     _RECURRENT: "falcon_mamba mamba mamba2 rwkv xlstm",
-    _RELATIVE_TABLE: "cpmant inkling_text inkling2_text xlnet",
+    _RELATIVE_TABLE: "cpmant inkling_text inkling2_loop_text inkling2_text xlnet",
     _INDEXER: "minimax_m3_vl_text",
     _COMPRESSED: "deepseek_v4",
     _WRAPPED: "blt gemma3n mllama",

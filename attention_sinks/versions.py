@@ -21,8 +21,10 @@ NEWEST_TRANSFORMERS = "5.24"
 SINCE = {
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"), (5, 18)),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), (5, 21)),
+    **dict.fromkeys(("exaone", "sarvam_mla", "sarvam_moe"), (5, 24)),
 }
-"""Types that older releases know too, but whose keys or positions they cache in another way: the first that streams."""
+"""The first release with which these types stream. Older ones cache their keys or positions in another way, or know them
+only by the code of their repositories."""
 
 
 def check_transformers() -> None:

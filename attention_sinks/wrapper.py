@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .injection import named_arguments, parameter_names, tokens_of
+from .versions import with_both_names
 
 MEDIA = ("pixel_", "image_", "video_", "audio_", "input_features", "input_values", "mm_encoder_outputs")
 """How the arguments begin that bring something else than text."""
@@ -28,7 +29,8 @@ def wrapper_forward(module: nn.Module, *args: Any, previous: Callable | None = N
     given["attention_mask"] = {TEXT_ARGUMENTS: handed}
     if "position_ids" in parameter_names(type(module)):
         given["position_ids"] = _placeholder(given)
-    return previous(**given) if previous is not None else type(module).forward(module, **given)
+    output = previous(**given) if previous is not None else type(module).forward(module, **given)
+    return with_both_names(output)
 
 
 def refuse_media(module: nn.Module, given: dict[str, Any]) -> None:

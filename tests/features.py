@@ -25,6 +25,7 @@ def features_of(model):
     names = [name for name, _ in model.named_modules()]
     found |= {word for word, parts in MODULES.items() if any(part in name for name in names for part in parts)}
     parameters = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
+    found |= {"loops"} if getattr(config, "n_recurrent_loops", 1) > 1 else set()
     found |= {"learned sinks"} if "sinks" in parameters else set()
     found |= {word for word, names in SETTINGS.items() if any(getattr(config, name, None) for name in names)}
     return found
@@ -37,6 +38,7 @@ MODULES = {
     "recurrence": ["rg_lru"],
     "indexer": ["indexer"],
     "hashed n-grams": ["ngram_embedding"],
+    "low-rank queries": ["q_a_proj"],
     "latent": ["kv_a_proj", "kv_b_proj"],
 }
 SETTINGS = {

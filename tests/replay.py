@@ -21,10 +21,11 @@ def replay_logits(model, ids, sinks, window):
     stream = Stream([], [])
     with torch.no_grad():
         for sees_all in units.see_all:
-            room = len(ids) if sees_all else sinks + window + 1
+            first, room = (0, units.own_room or len(ids)) if sees_all else (sinks, 0)
+            room = max(room, sinks + window + 1)
             read = _read(model, units, ids, [list(range(min(room, len(ids))))], stream)
             if room < len(ids):
-                texts = [[*range(sinks), *range(t - window, t + 1)] for t in range(room, len(ids))]
+                texts = [[*range(first), *range(t + 1 - room + first, t + 1)] for t in range(room, len(ids))]
                 later = _read(model, units, ids, texts, stream)
                 last = (states[..., -1:, :].transpose(-3, -2) for states in later)
                 read = [torch.cat(parts, dim=-2) for parts in zip(read, last, strict=True)]
@@ -119,18 +120,23 @@ class Units:
         For each unit, whether it reads the stream as it was trained to.
     begin : list of int
         The numbers of the units, in the order they begin.
+    own_room : int, optional
+        The tokens that sliding units see, where they know their places and not only distances: they read the last
+        tokens afresh then, as many as that or as all others read.
     """
 
     modules: list
     see_all: list
     begin: list
+    own_room: int | None = None
 
 
 def mixing_units(model):
-    """The decoder's layers; what is inside them where a layer has several parts that mix tokens or hands on several
-    residual streams."""
-    names, layers = layer_names(text_config(model)), decoder_layers(model)
-    if len(layers) == len(names) and not HYBRID & set(names) and not hasattr(layers[0], "attn_hc"):
+    """The decoder's layers; what is inside them where a layer runs in several loops, has several parts that mix tokens
+    or hands on several residual streams."""
+    config, layers = text_config(model), decoder_layers(model)
+    names, loops = layer_names(config), hasattr(config, "n_recurrent_loops")
+    if len(layers) == len(names) and not HYBRID & set(names) and not hasattr(layers[0], "attn_hc") and not loops:
         see_all = [name not in names_with_sinks(names) for name in names]
         return Units(layers, see_all, list(range(len(names))))
     return _parts_in_order(model, sliding_has_sinks="hybrid_sliding" in names_with_sinks(names))
@@ -164,11 +170,18 @@ def _parts_in_order(model, sliding_has_sinks):
         slides = getattr(part, "sliding_window", None) is not None and not sliding_has_sinks
         return slides or not hasattr(part, "o_proj")
 
-    return Units(parts, [sees_all(begun[run]) for run in done], [done.index(run) for run in range(len(begun))])
+    own_rooms = {part.sliding_window for part in parts if _knows_its_place(part) and part.sliding_window}
+    see_all, begin = [sees_all(begun[run]) for run in done], [done.index(run) for run in range(len(begun))]
+    return Units(parts, see_all, begin, max(own_rooms, default=None))
 
 
 def _mixes(part):
     return hasattr(part, "o_proj") or hasattr(part, "out_proj") or _projects(part)
+
+
+def _knows_its_place(part):
+    """Whether its queries are weighed in each dimension after they have been rotated."""
+    return hasattr(part, "sqk")
 
 
 def _projects(part):

@@ -7,7 +7,7 @@ import torch
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 import attention_sinks
-from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, supported_model_types
 from attention_sinks.injection import injection_of
 from attention_sinks.versions import is_handed_position_embeddings
 from helpers import assert_close, assert_same_state, cut, random_ids, refused, state_of, stream
@@ -192,3 +192,27 @@ def test_sinks_that_leave_no_window(sinks):
     model = inject_attention_sinks(animal.build(), S, W)
     refused(ValueError, lambda: AttentionSinkKVCache(model, sinks, 1), *words)
     assert_close(stream(model, IDS[None])[0][0], replay_logits(animal.build(), IDS, S, W))
+
+
+# --- loops ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("dory" not in supported_model_types(), reason="this Transformers does not know Dory")
+def test_dory_caches_every_loop_and_keeps_to_their_number():
+    refused_by_injection(
+        NotImplementedError,
+        animal_of("dory", "loops", recurrent_kv_cache_mode="last_loop").build(),
+        "dory",
+        "last_loop",
+        "recurrent_kv_cache_mode='per_loop'",
+    )
+    model = inject_attention_sinks(animal_of("dory", "loops").build(), S, W)
+    _, cache = stream(model, IDS[None, :30])
+    before, loops = state_of(cache), model.config.n_recurrent_loops
+    model.config.n_recurrent_loops = loops + 1
+    words = [f"n_recurrent_loops={loops + 1}", "inject_attention_sinks(model) again"]
+    refused(ValueError, lambda: model(IDS[None, 30:], cache=cache), *words)
+    assert_same_state(cache, before)
+    inject_attention_sinks(model, S, W)
+    refused(ValueError, lambda: model(IDS[None, 30:], cache=cache), "cache was made for another number of layers")
+    assert_same_state(cache, before)

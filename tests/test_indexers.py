@@ -1,8 +1,9 @@
 """Models with an indexer stream as long as it selects every key."""
 
+import copy
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from attention_sinks import inject_attention_sinks
 from helpers import TEETH, assert_close, cut, largest_difference, random_ids, refused, stream
@@ -11,7 +12,9 @@ from zoo import QWEN4, SPARSE, ZOO
 
 MOST = {
     "qwen4_exp_text": QWEN4["indexer_budget"] + QWEN4["indexer_compress_ratio"] - 1,
-    **dict.fromkeys(("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"), SPARSE["index_topk"]),
+    **dict.fromkeys(
+        ("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4", "hy_v4_vl"), SPARSE["index_topk"]
+    ),
 }
 ANIMALS = [animal for animal in ZOO if animal.model_type in MOST]
 IDS = random_ids(60)
@@ -28,8 +31,9 @@ def budget_of(animal):
 
 def selecting_everything(animal, plain):
     """The same model with a budget that no text here exceeds."""
-    config = type(plain.config).from_dict({**plain.config.to_dict(), budget_of(animal): 64})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=animal.implementations[0]).eval()
+    config = copy.deepcopy(plain.config)
+    setattr(config.get_text_config(), budget_of(animal), 64)
+    model = animal.auto.from_config(config, attn_implementation=animal.implementations[0]).eval()
     model.load_state_dict(plain.state_dict())
     return model
 

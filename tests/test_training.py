@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from attention_sinks import inject_attention_sinks
-from helpers import assert_close, random_ids, tiny_llama
+from helpers import assert_close, random_ids, stream, tiny_llama
 from naive import naive_stream
 from zoo import ZOO
 
@@ -167,6 +167,20 @@ def test_gradient_checkpointing_where_layers_are_handed_little_but_the_cache(mod
     assert found.keys() == reference.keys() and len(found) > 5
     for name, gradient in found.items():
         assert_close(gradient, reference[name], 1e-5 + 1e-3 * reference[name].abs().max().item())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "falcon"])
+def test_checkpointing_does_not_keep_a_cache_from_calls_without_gradients(model_type):
+    """As in Transformers 5.24: generating from a model that is being trained, say."""
+    animal, ids = next(animal for animal in ZOO if animal.model_type == model_type), random_ids(1, 60)
+    model = inject_attention_sinks(animal.build(), S, W)
+    expected, _ = stream(model, ids, [30, 1, 29])
+    model.train().gradient_checkpointing_enable()
+    logits, cache = stream(model, ids, [30, 1, 29])
+    assert cache.tokens_seen.tolist() == [60]
+    assert_close(logits, expected)
+    with pytest.raises(ValueError, match="gradient checkpointing"):
+        model(ids, cache=cache)
 
 
 def test_training_mode_drops_attention_as_configured():

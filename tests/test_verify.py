@@ -27,6 +27,7 @@ from attention_sinks.versions import CACHE
 from conformance import queries_off_by_one
 from helpers import assert_close, random_ids, refused, stream, tiny_config, tiny_llama
 from naive import naive_logits
+from readme import readme_code
 from test_conformance import MODELS
 from zoo import ZOO
 
@@ -266,6 +267,11 @@ def test_what_is_no_model_or_cannot_stream():
     refused(TypeError, lambda: verify_attention_sinks(torch.nn.Linear(2, 2)), "Linear")
     config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=8)
     refused(NotImplementedError, lambda: verify_attention_sinks(transformers.GPT2LMHeadModel(config)), "gpt2")
+
+
+def test_the_readme(capsys):
+    exec(readme_code("verify_attention_sinks(model)"), {"model": tiny_llama()})
+    assert "llama streams right with transformers" in capsys.readouterr().out
 
 
 def test_inside_a_block(newer):

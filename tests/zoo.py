@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, GPTJModel
 
 from attention_sinks import supported_model_types
+from attention_sinks.versions import transformers_release
 from helpers import VOCABULARY, random_ids
 
 SIZES = {
@@ -81,6 +82,7 @@ class Animal:
     text: str | None = None
     parts: dict = field(default_factory=dict)
     one_layer: dict = field(default_factory=lambda: {"num_hidden_layers": 1})
+    auto: type = AutoModelForCausalLM
 
     def __str__(self):
         return " ".join([self.model_type, *sorted(self.claims)])
@@ -101,7 +103,7 @@ class Animal:
         config._attn_implementation = implementation
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config).float().eval()
+            model = self.auto.from_config(config).float().eval()
         return randomise(model, self.scale)
 
 
@@ -131,6 +133,7 @@ def randomise(model, scale):
 
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 SDPA, EAGER = ("sdpa",), ("eager",)
+TABLE = ("sdpa", "eager") if GPTJModel._supports_sdpa else EAGER  # since Transformers 5.24
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -184,7 +187,8 @@ ONE_FULL_LAYER = {**ONE_LAYER, "layer_types": ["full_attention"]}
 def row(model_type, *claims, implementations=("sdpa", "eager"), one_layer=None, pads_later=True, **config):
     text, parts, scale = config.pop("text", None), config.pop("parts", {}), config.pop("scale", 0.2)
     one_layer = one_layer or (ONE_FULL_LAYER if "layer_types" in config else ONE_LAYER)
-    return Animal(model_type, config, frozenset(claims), implementations, pads_later, scale, text, parts, one_layer)
+    claims, auto = frozenset(claims), config.pop("auto", AutoModelForCausalLM)
+    return Animal(model_type, config, claims, implementations, pads_later, scale, text, parts, one_layer, auto)
 
 
 SIGLIP = {
@@ -211,6 +215,23 @@ GOT = {
         "global_attn_indexes": [0],
         "window_size": 2,
     }
+}
+APERTUS_TOWERS = {
+    "vision_config": {
+        "codebook_size": 8,
+        "embed_dim": 16,
+        "latent_channels": 16,
+        "base_channels": 32,
+        "channel_multiplier": [1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "resolution": 16,
+    },
+    "audio_config": {"model_type": "wavtokenizer_encoder", "codebook_size": 8},
+    "image_token_id": 1,
+    "audio_token_id": 2,
+    "image_token_offset": 40,
+    "audio_token_offset": 48,
 }
 MOSS = {"audio_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}}
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
@@ -267,6 +288,21 @@ QWEN4 = {
     "one_layer": {"num_hidden_layers": 1, "layer_types": ["full_attention"], "ple_layer_ids": []},
 }
 SPARSE = {"index_topk": 18, "index_n_heads": 2, "index_head_dim": 16}
+HY_V4_VL = {
+    **SPARSE,
+    "indexer_types": ["full", "shared"],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+}
+HY_V4_VL_TOWER = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "out_hidden_size": 64,
+        "max_image_size": 32,
+    }
+}
 DOTS3_TOWERS = {"vision_config": {"adapter_out_dim": 64}, "audio_config": {"adapter_out_dim": 64}}  # are not built
 DOTS3 = {
     **SPARSE,
@@ -284,13 +320,41 @@ DOTS3 = {
     "one_layer": {"num_hidden_layers": 1, "layer_types": ["indexed_attention"]},
 }
 
+BAILING = {**LINEAR, "linear_head_dim": 16, "linear_num_heads": 4}
+LOW_RANK = ("low-rank queries",) if transformers_release() >= (5, 24) else ()  # which it has since
+DORY = {
+    **SLIDING,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "n_input_layers": 1,
+    "n_recurrent_layers": 2,
+    "n_output_layers": 1,
+    "n_recurrent_loops": 3,
+    "initializer_range": 0.4,
+    "ngpt_alpha_init": 1.0,
+    "one_layer": {
+        "num_hidden_layers": 1,
+        "layer_types": ["full_attention"],
+        "n_input_layers": 1,
+        "n_recurrent_layers": 0,
+        "n_output_layers": 0,
+    },
+}
+LARA = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "sliding_attention", "full_attention", "full_attention"],
+    "sliding_window": 9,
+    "pads_later": False,
+}
+
 ROWS = [
     # Attention sees all that came before, rotary positions.
     row("apertus", "query-key norm", "rope:llama3"),
+    row("apertus1p5_text", "query-key norm", "rope:llama3", "grouped heads", output_vocab_size=VOCABULARY - 8),
     row("arcee"),
     row("aria_text", "experts"),
     row("bitnet"),
-    row("codegen", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
+    row("codegen", "rope neighbours", "partial", rotary_dim=8, implementations=TABLE),
     row("cohere", "rope neighbours", "query-key norm", use_qk_norm=True),
     row(
         "dbrx",
@@ -308,6 +372,7 @@ ROWS = [
     row("emu3", text="emu3_text_model", **TOKENS),
     row("ernie4_5", "rope neighbours"),
     row("ernie4_5_moe", "rope neighbours", "experts"),
+    row("exaone", "grouped heads"),
     row("falcon", "rope halves", "parallel residual", new_decoder_architecture=True, num_kv_heads=2),
     row("falcon", "rope halves", multi_query=True, parallel_attn=False, new_decoder_architecture=False),
     row("flex_olmo", "experts", "query-key norm"),
@@ -318,7 +383,7 @@ ROWS = [
     row("gpt_neox", "partial", "parallel residual", rope_parameters=partial_rope(0.25)),
     row("gpt_neox", "rope halves", use_parallel_residual=False, rope_parameters=partial_rope(1.0)),
     row("gpt_neox_japanese", implementations=EAGER),
-    row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=EAGER),
+    row("gptj", "rope neighbours", "partial", rotary_dim=8, implementations=TABLE),
     row("granite", attention_multiplier=0.3),
     row("granitemoe", "experts"),
     row("granitemoeshared", "experts"),
@@ -359,6 +424,7 @@ ROWS = [
     row("qwen2_moe", "experts"),
     row("qwen3", "query-key norm"),
     row("qwen3_moe", "experts", "query-key norm"),
+    row("sarvam_moe", "experts", "query-key norm", "grouped heads"),
     row("seed_oss"),
     row("smollm3", "no positions", "rope halves", num_hidden_layers=3, no_rope_layers=[1, 0, 1]),
     row("solar_open", "experts"),
@@ -388,6 +454,12 @@ ROWS = [
         **SLIDING,
     ),
     row("cwm", "sliding_attention", "full_attention", **TOKENS, **SLIDING),
+    row("dory", "loops", "query-key norm", "two thetas", "sliding_attention", "full_attention", **DORY),
+    row(
+        "dory",
+        "sliding_attention",
+        **{**DORY, "n_recurrent_loops": 1, "layer_types": ["sliding_attention"] * 4, "sliding_window": 24},
+    ),
     row("exaone4", "no positions", "sliding_attention", **SLIDING),
     row("exaone_moe", "no positions", "sliding_attention", "experts", **SLIDING),
     row("flint", "learned sinks", "query-key norm", implementations=EAGER, **SLIDING),
@@ -405,7 +477,8 @@ ROWS = [
     row("olmo3", "query-key norm", "sliding_attention", **SLIDING),
     row("vaultgemma", "softcap", "sliding_attention", implementations=EAGER, **SLIDING),
     # Linear attention, convolutions or state spaces beside attention.
-    row("bailing_hybrid", "latent", "linear_attention", linear_head_dim=16, linear_num_heads=4, **LINEAR),
+    row("bailing_hybrid", "latent", "linear_attention", q_lora_rank=None, **BAILING),
+    row("bailing_hybrid", "latent", *LOW_RANK, **BAILING),
     row(
         "bamba",
         "linear_attention",
@@ -445,6 +518,7 @@ ROWS = [
         linear_num_heads=4,
         **LINEAR,
     ),
+    row("lara_mini", "linear_attention", "sliding_attention", "no positions", "experts", **GATED, **LARA),
     row("lfm2", "conv", "query-key norm", **CONV),
     row("lfm2_moe", "conv", "experts", num_dense_layers=1, **CONV),
     row(
@@ -534,6 +608,8 @@ ROWS = [
     row("glm_moe_dsa", "latent", "indexer", "experts", **SPARSE, indexer_types=["full", "shared"]),
     row("hy_v4", "latent", "indexer", "experts", "learned sinks", implementations=EAGER, **SPARSE),
     row("minicpm3", "latent"),
+    row("sarvam_mla", "latent", "experts"),
+    row("sarvam_mla", "latent", "experts", "rope:yarn", q_lora_rank=None, rope_parameters=YARN),
     row("youtu", "latent"),
     # Linear biases.
     row("bloom", "alibi", implementations=EAGER),
@@ -580,6 +656,27 @@ ROWS = [
     row("qwen3_5", "linear_attention", text="qwen3_5_text", **GATED, **LINEAR),
     row("qwen3_5_moe", "linear_attention", "experts", text="qwen3_5_moe_text", **GATED, **LINEAR),
     row("qwen4_exp", "indexer", text="qwen4_exp_text", **GATED, **QWEN4),
+    row(
+        "hy_v4_vl",
+        "latent",
+        "indexer",
+        "experts",
+        "learned sinks",
+        "rope neighbours",
+        text="hy_v4_vl_text",
+        parts=HY_V4_VL_TOWER,
+        implementations=EAGER,
+        auto=AutoModelForImageTextToText,
+        **HY_V4_VL,
+    ),
+    row(
+        "apertus1p5",
+        "query-key norm",
+        text="apertus1p5_text",
+        parts=APERTUS_TOWERS,
+        implementations=EAGER,
+        auto=AutoModelForImageTextToText,
+    ),
     row("fuyu", "query-key norm", "partial", text="persimmon"),
     row("got_ocr2", text="qwen2", parts=GOT, implementations=EAGER),
     row(
@@ -594,5 +691,7 @@ ROWS = [
     row("moss_transcribe_diarize", "query-key norm", text="qwen3", parts=MOSS),
 ]
 
+KNOWN = {AutoModelForCausalLM: supported_model_types(), AutoModelForImageTextToText: CONFIG_MAPPING}
+
 # Older Transformers do not know all of them.
-ZOO = [animal for animal in ROWS if animal.model_type in supported_model_types()]
+ZOO = [animal for animal in ROWS if animal.model_type in KNOWN[animal.auto]]

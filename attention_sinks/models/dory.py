@@ -1,0 +1,101 @@
+"""Dory: its middle layers run in several loops, and its queries are weighed in each dimension after they are rotated.
+
+Each loop has keys and values of its own. Transformers caches those of the first loop where the layers stand and appends
+layers for the loops after it, one loop behind the other.
+
+Scores are w R(c) q . R(p) k, which depends on the places c and p and not on their distance alone. As in HunYuan V1, a
+query is rotated and weighed at its place and then moved by what separates that from where its keys stand in their
+buffers. Sliding layers have places as well: those of a text as long as what layers with sinks see, or as their own
+window where that is longer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..architecture import Architecture, Position, Rope
+from ..attention import attend_cached
+from ..call import Call
+from ..layer_kinds import LayerKind, layer_kinds
+from ..view import CallView, LayerView, name_of_view
+
+if TYPE_CHECKING:
+    from ..cache import AttentionSinkKVCache
+
+
+def _with_loops(config: PreTrainedConfig, layers: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`layers` of the model, and behind them its middle ones again for each loop after the first."""
+    first = config.n_input_layers
+    return layers + layers[first : first + config.n_recurrent_layers] * (config.n_recurrent_loops - 1)
+
+
+@dataclass(frozen=True)
+class LoopedRope(Rope):
+    """Rotary positions, for the layers of every loop."""
+
+    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
+        return _with_loops(base.config, super().of_layers(base, length))
+
+
+class DoryView(CallView):
+    """What the base model takes for a cache that has the layers of all its loops, and appends none to."""
+
+    def __init__(self, cache: AttentionSinkKVCache | None, call: Call) -> None:
+        super().__init__(cache, call)
+        self.layers = list(call.layout.reaches)
+
+
+def _attention(module, hidden_states: torch.Tensor, layer: LayerView, cache_offset: int = 0, **kwargs):
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    call, weight = layer.call, (module.sqk * module.sqk_scale).view(-1, 1, module.head_dim)
+    whole: Call = kwargs[name_of_view(module, kwargs)].call
+    _check_loops(module.config, len(whole.layout.reaches))
+    place = torch.maximum(call.step.cache_position, whole.steps[0].cache_position.to(hidden_states.device))
+    query = call.rotate(module.q_norm(query), call.rotary.embeddings(place, query.dtype)) * weight.square()
+    query = call.rotate(query, call.rotary.tables(call.step.model_position - place))
+    key = call.rotate(module.k_norm(key), call.position_embeddings)
+    key, value = layer.update(key, value, module.layer_idx + cache_offset)
+    dropout = module.attention_dropout if module.training else 0.0
+    output, weights = attend_cached(module, query, key, value, layer, module.scaling, dropout)
+    gate = torch.sigmoid(module.gate_proj(hidden_states) * (module.s_gate * module.s_gate_scale).square())
+    return module.o_proj(module.attn_sub_norm(output.flatten(2) * gate)), weights
+
+
+def _check_loops(config: PreTrainedConfig, layers: int) -> None:
+    """ValueError when the model runs other loops than its caches have layers for."""
+    if layers != config.num_hidden_layers + config.n_recurrent_layers * (config.n_recurrent_loops - 1):
+        raise ValueError(
+            f"config.n_recurrent_loops={config.n_recurrent_loops} is not what it was when attention sinks were "
+            "injected; call inject_attention_sinks(model) again and use a new cache."
+        )
+
+
+def _kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
+    return _with_loops(config, layer_kinds(config))
+
+
+def _refuses(config: PreTrainedConfig) -> str | None:
+    if config.recurrent_kv_cache_mode == "last_loop":
+        return (
+            "with recurrent_kv_cache_mode='last_loop' lets its loops see other keys for a text in one call than for "
+            "the same text token by token; set config.recurrent_kv_cache_mode='per_loop'."
+        )
+    return None
+
+
+ARCHITECTURE = Architecture(
+    "DoryAttention",
+    LoopedRope(),
+    forward=_attention,
+    view=DoryView,
+    kinds=_kinds,
+    refuses=_refuses,
+    notes="middle layers run in loops, each with keys of its own",
+)
