@@ -23,8 +23,8 @@ SINCE = {
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), (5, 21)),
     **dict.fromkeys(("exaone", "sarvam_mla", "sarvam_moe"), (5, 24)),
 }
-"""The first release with which these types stream. Older ones cache their keys or positions in another way, or know them
-only by the code of their repositories."""
+"""The first release with which these types stream. Older ones cache their keys or positions in another way, or know
+them only by the code of their repositories."""
 
 
 def check_transformers() -> None:
