@@ -3,13 +3,29 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_OLDEST := .venv-oldest
+VENV_NEWEST := .venv-newest
+VENV_LOCK := .venv-lock
 MODEL := models/SmolLM2-135M-Instruct
 TURNS ?= 16
 PARALLEL ?= -n 2
 
-INSTALL := -m pip install --quiet --constraint constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(PIP) --constraint constraints.txt
+# No environment moves torch: the locked release may be at hand as a CPU build, another one may bring gigabytes of CUDA.
+TORCH := $(shell grep '^torch==' constraints.txt)
+# pip chooses in this order, so that Transformers is the newest and the others are the newest that it can use.
+NEWEST := transformers accelerate tokenizers huggingface_hub peft
+# What a new Transformers breaks first: the architectures, the cache's protocol, generate, chats and the README's code.
+NEWEST_TESTS := tests/test_compiled.py::test_the_readme $(wildcard $(addprefix tests/test_, \
+	cache_names.py chat*.py conformance.py contract.py generate*.py injection.py readme*.py registry.py storage.py \
+	support_table.py surface.py verify.py))
+NO_MODEL := -m "not real_model and not every_architecture"
 
-.PHONY: demo test test-architectures test-oldest style clean
+.PHONY: demo test test-architectures test-oldest test-newest environments env-newest lock style clean
+
+# Where several workers share the cores, threads that spin while they wait hold each other up: on two busy cores, the
+# real model takes about four times as many steps a second without.
+test test-architectures test-oldest test-newest: export OMP_WAIT_POLICY := passive
 
 # A chat of many turns on a real model, with a window so small that the stream passes it several times.
 demo: $(VENV)/.demo $(MODEL)
@@ -18,15 +34,39 @@ demo: $(VENV)/.demo $(MODEL)
 
 # All tests but those of architectures beyond the first package's; the real model's are included.
 test: $(VENV)/.dev $(MODEL)
+	@$(VENV)/bin/python .ci/versions.py
 	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m "not every_architecture"
 
 # Every architecture through the same checks; the summary says what each tiny model has.
 test-architectures: $(VENV)/.dev
+	@$(VENV)/bin/python .ci/versions.py
 	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m every_architecture
 
 # The tests that need no real model, with the oldest supported Transformers.
 test-oldest: $(VENV_OLDEST)/.test
-	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) -m "not real_model and not every_architecture"
+	@$(VENV_OLDEST)/bin/python .ci/versions.py
+	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) $(NO_MODEL)
+
+# The tests that a new Transformers is likely to break, with the newest one that the registry has today.
+test-newest: env-newest
+	@$(VENV_NEWEST)/bin/python .ci/versions.py
+	$(VENV_NEWEST)/bin/python -m pytest $(NEWEST_TESTS) $(PARALLEL) $(NO_MODEL)
+
+# All that the tests need. `make --jobs=3 environments` installs them side by side.
+environments: $(VENV)/.dev $(VENV_OLDEST)/.test env-newest
+
+# Phony, so that every run asks the registry; it costs seconds where nothing is new.
+env-newest: $(VENV_NEWEST)/.test
+	$(VENV_NEWEST)/bin/python $(PIP) --upgrade --editable ".[test]" $(NEWEST) "$(TORCH)"
+
+# Writes constraints.txt anew, with the newest release of everything but torch. To move torch, change its line first.
+# The comment at the top stays. When no set of releases fits together, the file stays as it was.
+lock: $(VENV_LOCK)/bin/uv
+	echo "$(TORCH)" > $(VENV_LOCK)/torch.txt
+	$(VENV_LOCK)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-python-downloads \
+		--upgrade --constraint $(VENV_LOCK)/torch.txt --no-annotate --no-header --quiet --output-file $(VENV_LOCK)/locked.txt
+	grep '^#' constraints.txt | cat - $(VENV_LOCK)/locked.txt > $(VENV_LOCK)/constraints.txt
+	mv $(VENV_LOCK)/constraints.txt constraints.txt
 
 style: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -34,7 +74,7 @@ style: $(VENV)/.dev
 
 # Logs and benchmark results stay.
 clean:
-	rm -rf $(VENV) $(VENV_OLDEST) $(MODEL) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_LOCK) $(MODEL) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Order-only: the model is made once and stays whatever else changes.
@@ -47,8 +87,20 @@ $(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt
 	$(VENV)/bin/python $(INSTALL) --editable ".[$*]"
 	touch $@
 
+# The oldest and the newest set start from the lock, so that they differ from it only in what they are about.
 $(VENV_OLDEST)/.test: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV_OLDEST) (a minute or two the first time) ..."
 	$(PYTHON) -m venv $(VENV_OLDEST)
-	$(VENV_OLDEST)/bin/python $(INSTALL) --editable ".[test]" "transformers==5.17.*"
+	$(VENV_OLDEST)/bin/python $(INSTALL) --editable ".[test]"
+	$(VENV_OLDEST)/bin/python $(PIP) --editable ".[test]" "transformers==5.17.*" "$(TORCH)"
 	touch $@
+
+$(VENV_NEWEST)/.test: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV_NEWEST) (a minute or two the first time) ..."
+	$(PYTHON) -m venv $(VENV_NEWEST)
+	$(VENV_NEWEST)/bin/python $(INSTALL) --editable ".[test]"
+	touch $@
+
+$(VENV_LOCK)/bin/uv:
+	$(PYTHON) -m venv $(VENV_LOCK)
+	$(VENV_LOCK)/bin/python $(PIP) uv

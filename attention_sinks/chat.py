@@ -20,6 +20,7 @@ from .injection import injection_of
 from .interrupts import interrupts_held_back
 from .snapshot import restore_snapshot, settings_of, take_snapshot
 from .storage import read_file, write_file
+from .versions import CACHE
 from .voice import Voice
 
 KIND = "StreamingChat"
@@ -233,7 +234,7 @@ class StreamingChat:
     def _feed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
         """Feed the columns [batch, n] that the mask leaves; a row that fed some has nothing unfed."""
         outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, cache=self.cache, use_cache=True, **arguments
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **{CACHE: self.cache}, **arguments
         )
         fed = [True] * len(input_ids) if attention_mask is None else attention_mask.any(dim=1).tolist()
         before = self._unfed or [[]] * len(fed)

@@ -13,6 +13,7 @@ from attention_sinks.alibi import alibi_slopes
 from attention_sinks.legacy import register_legacy
 from attention_sinks.models.btlm import BtlmConfig, BtlmForCausalLM, BtlmModel, JaisConfig
 from attention_sinks.models.jais import JaisForCausalLM
+from attention_sinks.versions import CACHE
 from btlm_formulae import logits_by_formula, slopes
 from helpers import VOCABULARY, assert_close, assert_tokens_follow, cut, largest_difference, random_ids, refused, stream
 from old_checkpoints import write_shards
@@ -149,7 +150,7 @@ def test_left_padding(implementation):
         cache, pieces = None, []
         for start, stop in ((0, 20), (20, 26), (26, 27), (27, 28), (28, 30)):
             outputs = model(ids[:, start:stop], attention_mask=mask[:, :stop], cache=cache, use_cache=True)
-            cache = outputs.cache
+            cache = outputs[CACHE]
             pieces.append(outputs.logits)
     for logits in (whole, torch.cat(pieces, dim=1)):
         assert_close(logits[0], wanted[0])
@@ -238,7 +239,7 @@ def test_outputs():
     assert_close(last[0], logits[-1:])
     assert_close(some[0], logits[[3, 5]])
     assert_close(embedded[0], logits)
-    assert no_cache.cache is None
+    assert no_cache.get(CACHE) is None
 
 
 def test_ids_or_embeddings_but_not_both():
