@@ -7,6 +7,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any
 
+import torch
 import transformers
 from packaging.version import Version
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -112,10 +113,12 @@ def with_both_names(output: Any) -> Any:
     """`output` of a model, whose cache answers to both names. Since 5.24 Transformers sees to that."""
     if CACHE == "cache" or not isinstance(output, ModelOutput):
         return output
-    if CACHE in output.__dataclass_fields__:
-        return _class_with_both_names(type(output))(**output)
-    if CACHE in output:  # put there by us, in an output that has no field for it (RecurrentGemma's)
-        output.cache = output[CACHE]
+    if CACHE not in output and CACHE not in output.__dataclass_fields__:
+        return output
+    both = _class_with_both_names(type(output))
+    if torch.compiler.is_compiling():  # a graph makes outputs, but gives them no other class
+        return both(**output)
+    output.__class__ = both
     return output
 
 
