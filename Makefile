@@ -60,12 +60,13 @@ env-newest: $(VENV_NEWEST)/.test
 	$(VENV_NEWEST)/bin/python $(PIP) --upgrade --editable ".[test]" $(NEWEST) "$(TORCH)"
 
 # Writes constraints.txt anew, with the newest release of everything but torch. To move torch, change its line first.
-# The comment at the top stays. When no set of releases fits together, the file stays as it was.
+# The comment at the top stays. Where a package has a line for older Pythons, the one for newer Pythons comes first.
+# When no set of releases fits together, the file stays as it was.
 lock: $(VENV_LOCK)/bin/uv
 	echo "$(TORCH)" > $(VENV_LOCK)/torch.txt
 	$(VENV_LOCK)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-python-downloads \
 		--upgrade --constraint $(VENV_LOCK)/torch.txt --no-annotate --no-header --quiet --output-file $(VENV_LOCK)/locked.txt
-	grep '^#' constraints.txt | cat - $(VENV_LOCK)/locked.txt > $(VENV_LOCK)/constraints.txt
+	(grep '^#' constraints.txt; LC_ALL=C sort -t= -k1,1 -k3r $(VENV_LOCK)/locked.txt) > $(VENV_LOCK)/constraints.txt
 	mv $(VENV_LOCK)/constraints.txt constraints.txt
 
 style: $(VENV)/.dev

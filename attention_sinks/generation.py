@@ -94,6 +94,7 @@ def prepare_mask(
 
 def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The inputs of the next call; columns of finished rows are marked as not part of their streams."""
+    kwargs = with_cache_named(kwargs)
     finished: FinishedRows | None = kwargs.pop(FINISHED, None)
     length = kwargs.get("next_sequence_length")
     if length == 0 and input_ids.shape[1]:
@@ -120,6 +121,7 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
 
 def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *args: Any, **kwargs: Any) -> dict:
     """After a call all columns so far are in the cache: the next call needs no mask of them."""
+    model_kwargs = with_cache_named(model_kwargs)
     if isinstance(model_kwargs.get(CACHE), AttentionSinkKVCache):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
     return type(model)._update_model_kwargs_for_generation(model, outputs, model_kwargs, *args, **kwargs)

@@ -158,6 +158,22 @@ def test_a_cache_that_generate_makes_is_handed_back_by_either_name():
     assert_answers_to_both(output, output.cache)
 
 
+@NAMES
+def test_a_loop_of_ones_own_over_the_methods_of_generate(name):
+    """As decoding loops outside of Transformers are written, which keep the cache among `model_kwargs`."""
+    model = streaming()
+    expected = model.generate(IDS, **GREEDY)
+    ids, model_kwargs = IDS, {name: AttentionSinkKVCache(model), "use_cache": True}
+    with torch.no_grad():
+        for columns in [30] + [1] * 24:
+            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=columns, **model_kwargs)
+            output = model(**inputs)
+            model_kwargs = model._update_model_kwargs_for_generation(output, model_kwargs)
+            ids = torch.cat([ids, output.logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(ids, expected)
+    assert [known for known in CACHE_NAMES if known in model_kwargs] == [CACHE]
+
+
 # ---- PEFT
 
 
