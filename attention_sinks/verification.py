@@ -138,7 +138,7 @@ def check_release_with(model: nn.Module) -> None:
         "attention_sinks was tested with"
     )
     if any(parameter.is_meta for parameter in base.parameters()) and not _is_offloaded(base):
-        logger.warning_once(f"{untested}; this model has no weights yet and could not be checked.")
+        logger.warning(f"{untested}; this model has no weights yet and could not be checked.")
         return
     report = verify_attention_sinks(model)
     if not report.agrees:

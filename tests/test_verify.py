@@ -194,7 +194,7 @@ def test_nothing_runs_on_a_tested_release():
 
 @pytest.mark.parametrize("version, newer", [("5.17.0", False), ("5.24.3", False), ("5.25.0.dev0", True), ("6.0", True)])
 def test_which_releases_are_newer(version, newer, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(versions.transformers, "__version__", version)
     monkeypatch.setattr(versions, "NEWEST_TRANSFORMERS", "5.24")
     assert versions.is_newer_than_tested() == newer
 
