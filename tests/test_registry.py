@@ -1,7 +1,9 @@
 """The table of architectures cannot lie: every type of the installed Transformers is supported or refused."""
 
 import importlib
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import transformers
@@ -31,6 +33,12 @@ def test_every_causal_language_model_is_supported_or_refused_with_a_reason():
         print(message)
     else:
         assert not unknown, message
+
+
+def test_the_lock_has_the_newest_release_that_is_tested():
+    lock = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8")
+    locked = re.findall(r"^transformers==([\d.]+)", lock, flags=re.MULTILINE)
+    assert max(map(_release, locked)) == _release(NEWEST_TRANSFORMERS)
 
 
 def test_as_many_as_the_readme_says():

@@ -6,12 +6,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from packaging.version import Version
 from transformers import GPTJModel
 
 from attention_sinks import support_table, supported_model_types
 from attention_sinks.architecture import Architecture
 from attention_sinks.architectures import ARCHITECTURES
-from attention_sinks.versions import transformers_release
+from attention_sinks.versions import NEWEST_TRANSFORMERS, transformers_release
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -30,6 +31,7 @@ def table():
 def test_the_readme_is_current():
     readme = README.read_text()
     named = tuple(map(int, re.search(r"For Transformers (\d+)\.(\d+),", readme).groups()))
+    assert named == Version(NEWEST_TRANSFORMERS).release[:2]
     if transformers_release() != named:
         pytest.skip(f"the table is for Transformers {named}, installed is {transformers_release()}")
     assert support_table.updated(readme) == readme, "run python -m attention_sinks.support_table README.md"
