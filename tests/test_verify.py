@@ -92,7 +92,7 @@ def steps_stand_one_further_on():
         pairs = torch.arange(0, cos.shape[-1], 2) / cos.shape[-1]
         angle = (10000.0**-pairs).repeat(2)
         turned = cos * angle.cos() - sin * angle.sin(), sin * angle.cos() + cos * angle.sin()
-        return {**given, "position_embeddings": turned}
+        return {**given, "position_embeddings": tuple(table.to(cos.dtype) for table in turned)}
 
     return changed(LlamaAttention, shifted)
 
