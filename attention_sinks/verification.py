@@ -32,8 +32,8 @@ STEPS = 4
 
 EXACT, ROUNDED = 1e-3, 0.1
 """Allowed differences, as a share of what the values vary by: of float32, and of half precision or quantised weights.
-SmolLM2-135M in bfloat16 differs from itself by 0.04; queries one place off the sinks change it by 0.2, a mask that is not
-honoured by 1."""
+SmolLM2-135M in bfloat16 differs from itself by 0.04; queries one place off the sinks change it by 0.2, a mask that is
+not honoured by 1."""
 
 
 @dataclass(frozen=True)

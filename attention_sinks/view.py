@@ -47,8 +47,25 @@ def name_of_view(module: torch.nn.Module, arguments: dict[str, Any]) -> str:
     )
 
 
+class AnyLayer:
+    """Every layer of a cache that is not kept: what the model notes on it is gone."""
+
+    def __getitem__(self, layer_idx: int) -> AnyLayer:
+        return self
+
+    @property
+    def indexer_position_ids(self) -> None:
+        return None
+
+    @indexer_position_ids.setter
+    def indexer_position_ids(self, position_ids: torch.Tensor) -> None: ...
+
+
 class NothingKept:
     """What layers with states find where no cache is kept: nothing came before, and nothing stays."""
+
+    is_initialized = False
+    layers = AnyLayer()
 
     @staticmethod
     def has_previous_state(*args: Any, **kwargs: Any) -> bool:

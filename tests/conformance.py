@@ -122,6 +122,7 @@ def short_streams_are_plain_transformers(animal):
     with torch.no_grad():
         plain = animal.build()(ids).logits
         assert_close(streaming(animal)(ids, use_cache=False).logits, plain)
+        assert_close(streaming(animal)(ids[:, :1], use_cache=False).logits, animal.build()(ids[:, :1]).logits)
     for lengths in ([ROOM], [1], [5]):
         assert_close(stream(streaming(animal), ids, cut(ROOM, lengths))[0], plain)
 
