@@ -118,14 +118,14 @@ class AttentionSinkKVCache(CroppableCache):
     def batch_size(self) -> int:
         return len(self.streams.seen) or -1
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0, *args, **kwargs) -> int:
         """Input columns seen since the last reset, padding included; `generate` slices its inputs by it."""
         return self.streams.columns
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
+    def get_query_offset(self, layer_idx: int = 0, *args, **kwargs) -> int:
         return 0
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0, *args, **kwargs) -> tuple[int, int]:
         return query_length, 0
 
     def __repr__(self) -> str:

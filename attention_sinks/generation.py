@@ -37,6 +37,7 @@ def prepare_cache(
     generation_mode: GenerationMode,
     batch_size: int,
     *args: Any,
+    **kwargs: Any,
 ) -> None:
     """Make the sink cache, drop the position ids that would grow with the stream, watch rows that finish."""
     _check_prompt_learning(model)
@@ -46,7 +47,7 @@ def prepare_cache(
     if given is None and generation_config.use_cache is not False:
         model_kwargs[CACHE] = AttentionSinkKVCache(model)
     type(model)._prepare_cache_for_generation(
-        model, generation_config, model_kwargs, generation_mode, batch_size, *args
+        model, generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
     )
     cache = model_kwargs.get(CACHE)
     if not isinstance(cache, AttentionSinkKVCache):
@@ -70,10 +71,17 @@ def prepare_cache(
 
 
 def prepare_mask(
-    model: PreTrainedModel, inputs_tensor: torch.Tensor, generation_config: GenerationConfig, model_kwargs: dict
+    model: PreTrainedModel,
+    inputs_tensor: torch.Tensor,
+    generation_config: GenerationConfig,
+    model_kwargs: dict,
+    *args: Any,
+    **kwargs: Any,
 ) -> torch.Tensor:
     """The mask when none is given: with a cache that holds tokens, ids no longer than it are new tokens."""
-    mask = type(model)._prepare_attention_mask_for_generation(model, inputs_tensor, generation_config, model_kwargs)
+    mask = type(model)._prepare_attention_mask_for_generation(
+        model, inputs_tensor, generation_config, model_kwargs, *args, **kwargs
+    )
     cache = model_kwargs.get(CACHE)
     past = cache.get_seq_length() if isinstance(cache, AttentionSinkKVCache) else 0
     if not past or generation_config.is_assistant:  # a draft model is given the full history

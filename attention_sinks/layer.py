@@ -204,13 +204,13 @@ class SinkLayer(CacheLayerMixin):
         with torch.inference_mode(False):
             self._hold(*(tensor.clone() for tensor in tensors))
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self, *args, **kwargs) -> int:
         return self.streams.columns
 
-    def get_max_length(self) -> int:
+    def get_max_length(self, *args, **kwargs) -> int:
         return -1
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, *args, **kwargs) -> tuple[int, int]:
         return query_length, 0
 
     def reset(self) -> None:

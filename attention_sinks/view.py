@@ -23,13 +23,13 @@ class CallView:
     def __init__(self, cache: AttentionSinkKVCache | None, call: Call) -> None:
         self.cache, self.call = cache, call
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
         return 0
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return query_length, 0
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
+    def get_query_offset(self, *args: Any, **kwargs: Any) -> int:
         return 0
 
     def __getattr__(self, name: str) -> Any:

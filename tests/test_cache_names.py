@@ -14,6 +14,7 @@ import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
 from attention_sinks.generation import prepare_inputs
 from attention_sinks.versions import CACHE, CACHE_NAMES, peft_reads, with_cache_named
+from attention_sinks.view import CallView
 from helpers import (
     BAD,
     assert_close,
@@ -273,3 +274,16 @@ def test_arguments_are_named_as_the_release_names_them():
         with_cache_named({"cache": 1, "a": 2}) == with_cache_named({"past_key_values": 1, "a": 2}) == {CACHE: 1, "a": 2}
     )
     assert with_cache_named({"cache": None, "past_key_values": None}) == {CACHE: None}
+
+
+def test_the_host_may_hand_more_than_today():
+    """Releases add arguments to what they call of a cache and of a layer, as 5.24 did to `update`."""
+    model = streaming()
+    _, cache = stream(model, IDS)
+    more = {"added_by_a_later_release": 1}
+    for asked in (cache, CallView(None, None), CallView(cache, None), cache.layers[0]):
+        assert asked.get_mask_sizes(1, 0, **more) == (1, 0)
+        assert asked.get_seq_length(0, **more) == (0 if isinstance(asked, CallView) else 30)
+    assert cache.get_query_offset(0, **more) == CallView(cache, None).get_query_offset(0, **more) == 0
+    states = torch.zeros(1, 2, 1, 16)
+    refused(RuntimeError, lambda: cache.update(states, states, 0, kwargs={}), "inject_attention_sinks(model)")
