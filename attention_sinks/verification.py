@@ -95,7 +95,7 @@ def verify_attention_sinks(model: nn.Module) -> Verification:
     Returns
     -------
     Verification
-        What was compared and by how much it differs; `bool(report.agrees)` is the verdict, `print(report)` shows all.
+        What was compared and by how much it differs; `report.agrees` is the verdict, `print(report)` shows all.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def _comparisons(
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """What must be alike, [batch, columns, values] each. The model is plain at first; sinks are put in on the way."""
     run, room = _runner(outer, injection.model), injection.settings.visible_size
-    short, padding = text[:, :room], torch.zeros_like(text[:, :STEPS])
+    short = text[:, :room]
     plain = run(short)
     put_in(outer, injection)
     yield "a text that fits into the cache, and the model without attention sinks", run(short), plain
@@ -187,7 +187,7 @@ def _comparisons(
     calls = [run(part, cache=cache) for part in (short, *text[:, room:].split(1, dim=1))]
     yield "a longer text token by token, and in one call", torch.cat(calls, dim=1)[:, room:], long[:, room:]
     rows, mask = torch.cat([text, torch.cat([text[:, :STEPS], short], dim=1)]), torch.ones_like(text).repeat(2, 1)
-    mask[1, :STEPS] = padding
+    mask[1, :STEPS] = 0
     both = run(rows, attention_mask=mask, cache=AttentionSinkKVCache(outer))
     yield "a text beside a shorter one, and alone", both[:1], long
     yield "a padded text, and alone", both[1:, STEPS:], plain
