@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .alibi import Alibi
-from .frequencies import module_frequencies, plain_frequencies
 from .layer_kinds import LayerKind, layer_kinds
-from .positions import HALVES, NEIGHBOURS, Pairing, Rotary
+from .positions.alibi import Alibi
+from .positions.frequencies import module_frequencies, plain_frequencies
+from .positions.rotary import HALVES, NEIGHBOURS, Pairing, Rotary
 from .view import CallView
 
 Position = Rotary | Alibi | None

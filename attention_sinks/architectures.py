@@ -40,7 +40,7 @@ from .models import (
     recurrent_gemma,
     zaya,
 )
-from .positions import (
+from .positions.rotary import (
     HALVES_BACKWARDS,
     HALVES_BY_PAIR,
     NEIGHBOURS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .indexed_layer import IndexedLayer
 from .injection import Injection
 from .layer import SinkLayer
-from .positions import Rotary
+from .positions.rotary import Rotary
 from .settings import SinkSettings
 from .states_layer import EmptyLayer, SinkAndStatesLayer, StatesLayer
 from .streams import Streams

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .alibi import Alibi
 from .layout import Layout
-from .positions import Rotary, Tables
+from .positions.alibi import Alibi
+from .positions.rotary import Rotary, Tables
 from .step import Reach, Step, TokenStep, to_device
 from .token_step import slot_places
 

@@ -9,7 +9,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from .call import LayerCall
 from .columns import take
-from .positions import Rotary
+from .positions.rotary import Rotary
 from .rollback import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 from .rows import Rows
 from .step import BlockStep, Reach, TokenStep

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPP
 from .architecture import Architecture, LinearBias, NoPositions, Rope, RopeTable
 from .architectures import ARCHITECTURES, WRAPPERS, supported_model_types
 from .models.btlm.streaming_btlm import StoredSlopes
-from .positions import NEIGHBOURS
+from .positions.rotary import NEIGHBOURS
 from .versions import transformers_release
 
 RELEASE = "For Transformers {}.{}, each type as its config is by default."

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from transformers import BloomModel
 
-from ..alibi import Alibi, alibi_slopes
 from ..architecture import Architecture, LinearBias
 from ..attention import attend
+from ..positions.alibi import Alibi, alibi_slopes
 from ..view import LayerView
 
 

@@ -7,7 +7,7 @@ from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from ..architecture import Architecture, RopeTable
 from ..attention import attend
-from ..positions import NEIGHBOURS, NEIGHBOURS_SINE_FIRST_WIDE
+from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST_WIDE
 from ..versions import is_handed_position_embeddings
 from ..view import LayerView
 from .gptj import table_limit, turned_width

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture import Architecture, Limit, Rope
-from ..positions import TRAILING_HALVES, Pairing, Tables
+from ..positions.rotary import TRAILING_HALVES, Pairing, Tables
 
 
 def _indexer(

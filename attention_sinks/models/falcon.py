@@ -7,9 +7,9 @@ import transformers
 from transformers import FalconPreTrainedModel, PreTrainedConfig
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-from ..alibi import Alibi, alibi_slopes
 from ..architecture import Architecture, LinearBias, Rope, Scheme
 from ..attention import attend
+from ..positions.alibi import Alibi, alibi_slopes
 from ..view import LayerView
 from .streaming import StreamingModel
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..architecture import Architecture
 from ..cache import AttentionSinkKVCache
 from ..injection import Injection, injection_of, named_arguments
-from ..positions import Rotary
+from ..positions.rotary import Rotary
 from ..versions import CACHE
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ..architecture import Architecture
 from ..attention import attend
-from ..positions import HALVES
+from ..positions.rotary import HALVES
 from ..view import LayerView
 
 

@@ -9,7 +9,7 @@ from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from ..architecture import Architecture, Limit, RopeTable
 from ..attention import attend
-from ..positions import NEIGHBOURS, NEIGHBOURS_SINE_FIRST
+from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST
 from ..versions import is_handed_position_embeddings
 from ..view import LayerView
 from .streaming import StreamingModel

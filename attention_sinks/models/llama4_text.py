@@ -7,7 +7,7 @@ from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
 
 from ..architecture import Architecture, Rope, by_no_rope_layers
 from ..attention import attend
-from ..positions import COMPLEX
+from ..positions.rotary import COMPLEX
 from ..view import LayerView
 
 

@@ -6,9 +6,9 @@ import torch
 import transformers
 from transformers import MptPreTrainedModel, PreTrainedConfig
 
-from ..alibi import Alibi, alibi_slopes
 from ..architecture import Architecture, Limit, LinearBias
 from ..attention import attend
+from ..positions.alibi import Alibi, alibi_slopes
 from ..view import LayerView
 from .streaming import StreamingModel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...alibi import alibi_slopes
+from ...positions.alibi import alibi_slopes
 from .configuration_btlm import BtlmConfig
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...alibi import Alibi
 from ...architecture import Architecture
+from ...positions.alibi import Alibi
 from .modeling_btlm import BtlmModel
 
 
