@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from .call import CALL_ARGUMENT, LayerCall
 from .columns import take
-from .step import BlockStep, QueryBlock, TokenStep
-from .token_step import slot_order
+from .plan.call import CALL_ARGUMENT, LayerCall
+from .plan.reach import BlockStep, QueryBlock, TokenStep
+from .plan.token import slot_order
 from .view import LayerView
 
 ATTENTION_NAME = "attention_sinks"

@@ -12,11 +12,11 @@ from torch import nn
 
 from .architecture import Position
 from .cache_layers import cache_layers
-from .call import Call
 from .crop import CroppableCache
 from .injection import injection_of
 from .layer import SinkLayer
-from .rows import Rows
+from .plan.call import Call
+from .plan.counters import Rows
 from .settings import SinkSettings
 from .snapshot import restore_snapshot, settings_of, take_snapshot
 from .states_layer import StatesLayer

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .block_step import block_step
-from .call import CALL_ARGUMENT, Call
 from .graph_step import graph_step, is_graph_step
 from .injection import Injection, injection_of, named_arguments, parameter_names, tokens_of
 from .inputs import Inputs, read_inputs
-from .rows import Rows
-from .step import Reach, Step
-from .token_step import token_step
+from .plan.block import block_step
+from .plan.call import CALL_ARGUMENT, Call
+from .plan.counters import Rows
+from .plan.reach import Reach, Step
+from .plan.token import token_step
 from .versions import CACHE, with_both_names, with_cache_named
 from .view import CallView, LayerView, name_of_view
 

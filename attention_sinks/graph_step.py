@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from .cache import AttentionSinkKVCache
-from .call import Call
 from .injection import injection_of, named_arguments, tokens_of
 from .inputs import ready_mask
+from .plan.call import Call
+from .plan.reach import Reach, TokenStep
+from .plan.token import visible_slots
 from .static_rows import StaticRows
-from .step import Reach, TokenStep
-from .token_step import visible_slots
 from .versions import CACHE
 from .wrapper import text_arguments
 

@@ -14,9 +14,9 @@ from transformers.utils import logging
 
 from .architecture import Architecture, Position
 from .layer_kinds import LayerKind
-from .layout import Layout
+from .plan.layers import Layout
+from .plan.reach import Reach
 from .settings import SinkSettings
-from .step import Reach
 from .versions import with_cache_named
 
 logger = logging.get_logger(__name__)

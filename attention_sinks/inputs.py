@@ -14,7 +14,7 @@ from .call_checks import check_attentions, check_cache, check_dense, check_paddi
 from .injection import Injection, injection_of, named_arguments
 from .layer_kinds import ATTENTION, LINEAR
 from .masks import check_position_ids, real_columns
-from .rows import Rows
+from .plan.counters import Rows
 from .settings import SinkSettings
 from .versions import CACHE
 from .wrapper import refuse_media, text_arguments

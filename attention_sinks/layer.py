@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from .call import LayerCall
 from .columns import take
+from .plan.call import LayerCall
+from .plan.counters import Rows
+from .plan.reach import BlockStep, Reach, TokenStep
 from .positions.rotary import Rotary
 from .rollback import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
-from .rows import Rows
-from .step import BlockStep, Reach, TokenStep
 from .streams import Streams
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .columns import take
-from .step import BlockStep, Reach, TokenStep
+from .plan.reach import BlockStep, Reach, TokenStep
 from .trail import RECORDED_COLUMNS
 
 NOWHERE = -1

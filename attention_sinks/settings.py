@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .step import Reach
+from .plan.reach import Reach
 
 PREFILL_MODES = ("streaming", "dense")
 

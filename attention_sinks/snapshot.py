@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from .fingerprint import difference, fingerprint
 from .injection import injection_of
-from .rows import Rows
+from .plan.counters import Rows
 from .streams import Standing
 from .trail import Trail
 

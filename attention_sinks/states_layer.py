@@ -6,7 +6,7 @@ import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 from .layer import SinkLayer
-from .step import Reach
+from .plan.reach import Reach
 from .streams import Streams
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .rows import Rows
+from .plan.counters import Rows
 from .static_rows import StaticRows
 from .trail import Trail
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .call import Call, LayerCall
+from .plan.call import Call, LayerCall
 from .versions import LAYER_CACHE_NAMES
 
 if TYPE_CHECKING:

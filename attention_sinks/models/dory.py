@@ -19,8 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture import Architecture, Position, Rope
 from ..attention import attend_cached
-from ..call import Call
 from ..layer_kinds import LayerKind, layer_kinds
+from ..plan.call import Call
 from ..view import CallView, LayerView, name_of_view
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from transformers.utils import ModelOutput
 
 from ..architecture import Architecture, Rope
 from ..cache import AttentionSinkKVCache
-from ..call import Call
 from ..injection import named_arguments
 from ..layer_kinds import LayerKind
-from ..step import TokenStep
+from ..plan.call import Call
+from ..plan.reach import TokenStep
 from ..versions import CACHE
 from ..view import CallView, name_of_view
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from .rows import Rows
+from .counters import Rows
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .rows import Rows
-from .step import BlockStep, QueryBlock, Reach, counters
+from .counters import Rows
+from .reach import BlockStep, QueryBlock, Reach, counters
 
 MASKED = torch.finfo(torch.float32).min
 

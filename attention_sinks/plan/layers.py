@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from .step import Reach
+from .reach import Reach
 
 if TYPE_CHECKING:
-    from .architecture import Position
+    from ..architecture import Position
 
 
 @dataclass(frozen=True)

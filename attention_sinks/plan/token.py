@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .rows import Rows
-from .step import Reach, TokenStep, counters
+from .counters import Rows
+from .reach import Reach, TokenStep, counters
 
 
 def token_step(rows: Rows, active: list[bool], reach: Reach) -> TokenStep:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .layout import Layout
-from .positions.alibi import Alibi
-from .positions.rotary import Rotary, Tables
-from .step import Reach, Step, TokenStep, to_device
-from .token_step import slot_places
+from ..positions.alibi import Alibi
+from ..positions.rotary import Rotary, Tables
+from .layers import Layout
+from .reach import Reach, Step, TokenStep, to_device
+from .token import slot_places
 
 CALL_ARGUMENT = "attention_sink_call"
 """The keyword under which an attention module hands its `LayerCall` to the attention function."""

@@ -1,0 +1,1 @@
+"""What one call will do to the streams of a batch, worked out from integers before anything is touched."""
