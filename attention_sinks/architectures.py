@@ -10,7 +10,7 @@ import difflib
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .architecture import (
+from .architecture.spec import (
     Architecture,
     NoPositions,
     Rope,

@@ -10,10 +10,10 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from .architecture import Position
+from .architecture.setup import injection_of
+from .architecture.spec import Position
 from .cache_layers import cache_layers
 from .crop import CroppableCache
-from .injection import injection_of
 from .layer import SinkLayer
 from .plan.call import Call
 from .plan.counters import Rows

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .architecture.setup import Injection
 from .indexed_layer import IndexedLayer
-from .injection import Injection
 from .layer import SinkLayer
 from .positions.rotary import Rotary
 from .settings import SinkSettings

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from .architecture.setup import Injection
 from .cache import AttentionSinkKVCache
-from .injection import Injection
 
 
 def check_kind_of_cache(cache: Any) -> None:

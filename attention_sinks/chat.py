@@ -13,10 +13,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
+from .architecture.setup import injection_of
 from .cache import AttentionSinkKVCache
 from .chat_template import ChatTemplate
 from .decoding import decode
-from .injection import injection_of
 from .interrupts import interrupts_held_back
 from .snapshot import restore_snapshot, settings_of, take_snapshot
 from .storage import read_file, write_file

@@ -7,7 +7,7 @@ import operator
 import torch
 from transformers.cache_utils import Cache
 
-from .injection import injection_of
+from .architecture.setup import injection_of
 from .layer import SinkLayer
 from .settings import SinkSettings
 from .states_layer import EmptyLayer, StatesLayer

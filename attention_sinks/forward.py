@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .architecture.setup import Injection, injection_of, named_arguments, parameter_names, tokens_of
 from .graph_step import graph_step, is_graph_step
-from .injection import Injection, injection_of, named_arguments, parameter_names, tokens_of
 from .inputs import Inputs, read_inputs
 from .plan.block import block_step
 from .plan.call import CALL_ARGUMENT, Call

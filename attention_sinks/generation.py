@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
+from .architecture.setup import injection_of
 from .cache import AttentionSinkKVCache
 from .call_checks import check_kind_of_cache
 from .finished import FinishedRows, RecordingUntilDone, WatchedCriteria
-from .injection import injection_of
 from .masks import check_position_ids, real_columns
 from .versions import CACHE, peft_reads, with_both_names, with_cache_named
 

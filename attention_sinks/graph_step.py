@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .architecture.setup import injection_of, named_arguments, tokens_of
 from .cache import AttentionSinkKVCache
-from .injection import injection_of, named_arguments, tokens_of
 from .inputs import ready_mask
 from .plan.call import Call
 from .plan.reach import Reach, TokenStep

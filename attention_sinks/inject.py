@@ -8,7 +8,7 @@ from dataclasses import astuple
 
 from torch import nn
 
-from .injection import MARK, base_model_of
+from .architecture.setup import MARK, base_model_of
 from .patching import put_in, take_out
 from .settings import SinkSettings
 from .verification import check_release_with, injection_for

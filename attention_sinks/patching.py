@@ -13,10 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .architecture.setup import MARK, Injection, base_model_of, without_adapter
 from .attention import ATTENTION_NAME
 from .forward import attention_forward, named_forward, rotary_forward, streaming_forward, written_out_forward
 from .generation import OVERRIDES
-from .injection import MARK, Injection, base_model_of, without_adapter
 from .wrapper import wrapper_forward
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
+from .architecture.setup import injection_of
 from .fingerprint import difference, fingerprint
-from .injection import injection_of
 from .plan.counters import Rows
 from .streams import Standing
 from .trail import Trail

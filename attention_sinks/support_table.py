@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
-from .architecture import Architecture, LinearBias, NoPositions, Rope, RopeTable
+from .architecture.spec import Architecture, LinearBias, NoPositions, Rope, RopeTable
 from .architectures import ARCHITECTURES, WRAPPERS, supported_model_types
 from .models.btlm.streaming_btlm import StoredSlopes
 from .positions.rotary import NEIGHBOURS

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .architecture.setup import MARK, Injection, base_model_of, without_adapter
 from .architectures import architecture_of
 from .cache import AttentionSinkKVCache
-from .injection import MARK, Injection, base_model_of, without_adapter
 from .patching import put_in, take_out
 from .settings import SinkSettings
 from .versions import NEWEST_TRANSFORMERS

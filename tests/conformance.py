@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attention_sinks import AttentionSinkKVCache, forward, inject_attention_sinks, remove_attention_sinks
-from attention_sinks.injection import injection_of
+from attention_sinks.architecture.setup import injection_of
 from attention_sinks.layer import SinkLayer
 from attention_sinks.positions.alibi import Alibi
 from attention_sinks.states_layer import StatesLayer

@@ -1,6 +1,6 @@
 """What a tiny model really has: layer kinds, position schemes, and what else is particular to its architecture."""
 
-from attention_sinks.injection import injection_of
+from attention_sinks.architecture.setup import injection_of
 from attention_sinks.positions.alibi import Alibi
 from attention_sinks.positions.rotary import NEIGHBOURS, Rotary
 from replay import layer_names, text_config

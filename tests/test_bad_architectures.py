@@ -8,7 +8,7 @@ from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, supported_model_types
-from attention_sinks.injection import injection_of
+from attention_sinks.architecture.setup import injection_of
 from attention_sinks.versions import is_handed_position_embeddings
 from helpers import assert_close, assert_same_state, cut, random_ids, refused, state_of, stream
 from replay import replay_logits

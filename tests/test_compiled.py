@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from attention_sinks.injection import injection_of
+from attention_sinks.architecture.setup import injection_of
 from contract import layout
 from helpers import assert_close, assert_same_state, random_ids, state_of, stream, tiny_llama
 from naive import naive_logits

@@ -10,7 +10,7 @@ from packaging.version import Version
 from transformers import GPTJModel
 
 from attention_sinks import support_table, supported_model_types
-from attention_sinks.architecture import Architecture
+from attention_sinks.architecture.spec import Architecture
 from attention_sinks.architectures import ARCHITECTURES
 from attention_sinks.versions import NEWEST_TRANSFORMERS, transformers_release
 

@@ -22,7 +22,7 @@ from attention_sinks import (
     verify_attention_sinks,
     versions,
 )
-from attention_sinks.injection import injection_of
+from attention_sinks.architecture.setup import injection_of
 from attention_sinks.versions import CACHE
 from conformance import queries_off_by_one
 from helpers import assert_close, random_ids, refused, stream, tiny_config, tiny_llama

@@ -12,7 +12,7 @@ from transformers import (
 )
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
-from ..architecture import Limit
+from ..architecture.spec import Limit
 from ..checkpoint import CheckedLoading
 from .old_names import OldNames
 

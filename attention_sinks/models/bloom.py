@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import BloomModel
 
-from ..architecture import Architecture, LinearBias
+from ..architecture.spec import Architecture, LinearBias
 from ..attention import attend
 from ..positions.alibi import Alibi, alibi_slopes
 from ..view import LayerView

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
-from ..architecture import Architecture, RopeTable
+from ..architecture.spec import Architecture, RopeTable
 from ..attention import attend
 from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST_WIDE
 from ..versions import is_handed_position_embeddings

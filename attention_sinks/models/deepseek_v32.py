@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..architecture import Architecture, Limit, Rope
+from ..architecture.spec import Architecture, Limit, Rope
 from ..positions.rotary import TRAILING_HALVES, Pairing, Tables
 
 

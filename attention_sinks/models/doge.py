@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..architecture import Architecture, Limit
+from ..architecture.spec import Architecture, Limit
 from ..attention import attend_cached
 from ..view import LayerView
 

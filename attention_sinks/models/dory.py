@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..architecture import Architecture, Position, Rope
+from ..architecture.layer_kinds import LayerKind, layer_kinds
+from ..architecture.spec import Architecture, Position, Rope
 from ..attention import attend_cached
-from ..layer_kinds import LayerKind, layer_kinds
 from ..plan.call import Call
 from ..view import CallView, LayerView, name_of_view
 

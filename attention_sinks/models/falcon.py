@@ -7,7 +7,7 @@ import transformers
 from transformers import FalconPreTrainedModel, PreTrainedConfig
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-from ..architecture import Architecture, LinearBias, Rope, Scheme
+from ..architecture.spec import Architecture, LinearBias, Rope, Scheme
 from ..attention import attend
 from ..positions.alibi import Alibi, alibi_slopes
 from ..view import LayerView

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architecture import Architecture
+from ..architecture.setup import Injection, injection_of, named_arguments
+from ..architecture.spec import Architecture
 from ..cache import AttentionSinkKVCache
-from ..injection import Injection, injection_of, named_arguments
 from ..positions.rotary import Rotary
 from ..versions import CACHE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..architecture import Architecture
+from ..architecture.spec import Architecture
 from ..attention import attend
 from ..positions.rotary import HALVES
 from ..view import LayerView

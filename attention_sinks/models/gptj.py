@@ -7,7 +7,7 @@ import transformers
 from transformers import GPTJPreTrainedModel, PreTrainedConfig
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
-from ..architecture import Architecture, Limit, RopeTable
+from ..architecture.spec import Architecture, Limit, RopeTable
 from ..attention import attend
 from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST
 from ..versions import is_handed_position_embeddings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ..architecture import Architecture
+from ..architecture.spec import Architecture
 from ..attention import attend
 from ..view import LayerView
 

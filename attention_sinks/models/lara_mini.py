@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..architecture import Architecture, Position, Rope, sliding_layers
+from ..architecture.spec import Architecture, Position, Rope, sliding_layers
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
 
-from ..architecture import Architecture, Rope, by_no_rope_layers
+from ..architecture.spec import Architecture, Rope, by_no_rope_layers
 from ..attention import attend
 from ..positions.rotary import COMPLEX
 from ..view import LayerView

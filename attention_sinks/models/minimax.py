@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
-from ..architecture import Architecture
+from ..architecture.spec import Architecture
 from ..view import CallView
 
 

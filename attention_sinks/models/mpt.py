@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import MptPreTrainedModel, PreTrainedConfig
 
-from ..architecture import Architecture, Limit, LinearBias
+from ..architecture.spec import Architecture, Limit, LinearBias
 from ..attention import attend
 from ..positions.alibi import Alibi, alibi_slopes
 from ..view import LayerView

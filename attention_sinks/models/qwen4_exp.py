@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
-from ..architecture import Architecture, Limit
+from ..architecture.spec import Architecture, Limit
 from ..attention import attend
 from ..view import LayerView
 

@@ -16,10 +16,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..architecture import Architecture, Rope
+from ..architecture.layer_kinds import LayerKind
+from ..architecture.setup import named_arguments
+from ..architecture.spec import Architecture, Rope
 from ..cache import AttentionSinkKVCache
-from ..injection import named_arguments
-from ..layer_kinds import LayerKind
 from ..plan.call import Call
 from ..plan.reach import TokenStep
 from ..versions import CACHE

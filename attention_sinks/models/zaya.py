@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from ..architecture import Architecture
+from ..architecture.spec import Architecture
 
 
 def _refuses(config: PreTrainedConfig) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .reach import Reach
 
 if TYPE_CHECKING:
-    from ..architecture import Position
+    from ..architecture.spec import Position
 
 
 @dataclass(frozen=True)

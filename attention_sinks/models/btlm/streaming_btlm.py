@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...architecture import Architecture
+from ...architecture.spec import Architecture
 from ...positions.alibi import Alibi
 from .modeling_btlm import BtlmModel
 

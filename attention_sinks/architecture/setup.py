@@ -12,12 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .architecture import Architecture, Position
+from ..plan.layers import Layout
+from ..plan.reach import Reach
+from ..settings import SinkSettings
+from ..versions import with_cache_named
 from .layer_kinds import LayerKind
-from .plan.layers import Layout
-from .plan.reach import Reach
-from .settings import SinkSettings
-from .versions import with_cache_named
+from .spec import Architecture, Position
 
 logger = logging.get_logger(__name__)
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..positions.alibi import Alibi
+from ..positions.frequencies import module_frequencies, plain_frequencies
+from ..positions.rotary import HALVES, NEIGHBOURS, Pairing, Rotary
+from ..view import CallView
 from .layer_kinds import LayerKind, layer_kinds
-from .positions.alibi import Alibi
-from .positions.frequencies import module_frequencies, plain_frequencies
-from .positions.rotary import HALVES, NEIGHBOURS, Pairing, Rotary
-from .view import CallView
 
 Position = Rotary | Alibi | None
 """How a layer knows where its keys are; None: it does not."""
