@@ -18,7 +18,7 @@ from .auto import (  # noqa: E402
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from .cache import AttentionSinkKVCache  # noqa: E402
+from .cache.cache import AttentionSinkKVCache  # noqa: E402
 from .chat import StreamingChat  # noqa: E402
 from .contrastive import contrastive_search  # noqa: E402
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from .columns import take
+from .cache.columns import take
 from .plan.call import CALL_ARGUMENT, LayerCall
 from .plan.reach import BlockStep, QueryBlock, TokenStep
 from .plan.token import slot_order

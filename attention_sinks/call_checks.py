@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .architecture.setup import Injection
-from .cache import AttentionSinkKVCache
+from .cache.cache import AttentionSinkKVCache
 
 
 def check_kind_of_cache(cache: Any) -> None:

@@ -14,12 +14,12 @@ from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
 from .architecture.setup import injection_of
-from .cache import AttentionSinkKVCache
+from .cache.cache import AttentionSinkKVCache
+from .cache.snapshot import restore_snapshot, settings_of, take_snapshot
+from .cache.storage import read_file, write_file
 from .chat_template import ChatTemplate
 from .decoding import decode
 from .interrupts import interrupts_held_back
-from .snapshot import restore_snapshot, settings_of, take_snapshot
-from .storage import read_file, write_file
 from .versions import CACHE
 from .voice import Voice
 

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .cache import AttentionSinkKVCache
+from .cache.cache import AttentionSinkKVCache
 from .versions import CACHE
 
 

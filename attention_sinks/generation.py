@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
 from .architecture.setup import injection_of
-from .cache import AttentionSinkKVCache
+from .cache.cache import AttentionSinkKVCache
 from .call_checks import check_kind_of_cache
 from .finished import FinishedRows, RecordingUntilDone, WatchedCriteria
 from .masks import check_position_ids, real_columns

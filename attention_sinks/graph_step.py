@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from .architecture.setup import injection_of, named_arguments, tokens_of
-from .cache import AttentionSinkKVCache
+from .cache.cache import AttentionSinkKVCache
+from .cache.device_counters import StaticRows
 from .inputs import ready_mask
 from .plan.call import Call
 from .plan.reach import Reach, TokenStep
 from .plan.token import visible_slots
-from .static_rows import StaticRows
 from .versions import CACHE
 from .wrapper import text_arguments
 

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .architecture.layer_kinds import ATTENTION, LINEAR
 from .architecture.setup import Injection, injection_of, named_arguments
-from .cache import AttentionSinkKVCache
+from .cache.cache import AttentionSinkKVCache
 from .call_checks import check_attentions, check_cache, check_dense, check_padding_of_states, check_single_tokens
 from .masks import check_position_ids, real_columns
 from .plan.counters import Rows

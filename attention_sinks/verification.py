@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from .architecture.setup import MARK, Injection, base_model_of, without_adapter
 from .architectures import architecture_of
-from .cache import AttentionSinkKVCache
+from .cache.cache import AttentionSinkKVCache
 from .patching import put_in, take_out
 from .settings import SinkSettings
 from .versions import NEWEST_TRANSFORMERS

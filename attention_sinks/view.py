@@ -10,7 +10,7 @@ from .plan.call import Call, LayerCall
 from .versions import LAYER_CACHE_NAMES
 
 if TYPE_CHECKING:
-    from .cache import AttentionSinkKVCache
+    from .cache.cache import AttentionSinkKVCache
 
 
 class CallView:

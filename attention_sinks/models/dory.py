@@ -24,7 +24,7 @@ from ..plan.call import Call
 from ..view import CallView, LayerView, name_of_view
 
 if TYPE_CHECKING:
-    from ..cache import AttentionSinkKVCache
+    from ..cache.cache import AttentionSinkKVCache
 
 
 def _with_loops(config: PreTrainedConfig, layers: tuple[Any, ...]) -> tuple[Any, ...]:

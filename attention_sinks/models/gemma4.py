@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.setup import Injection, injection_of, named_arguments
 from ..architecture.spec import Architecture
-from ..cache import AttentionSinkKVCache
+from ..cache.cache import AttentionSinkKVCache
 from ..positions.rotary import Rotary
 from ..versions import CACHE
 

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from ..architecture.layer_kinds import LayerKind
 from ..architecture.setup import named_arguments
 from ..architecture.spec import Architecture, Rope
-from ..cache import AttentionSinkKVCache
+from ..cache.cache import AttentionSinkKVCache
 from ..plan.call import Call
 from ..plan.reach import TokenStep
 from ..versions import CACHE

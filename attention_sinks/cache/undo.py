@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..plan.reach import BlockStep, Reach, TokenStep
 from .columns import take
-from .plan.reach import BlockStep, Reach, TokenStep
-from .trail import RECORDED_COLUMNS
+from .history import RECORDED_COLUMNS
 
 NOWHERE = -1
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from .plan.counters import Rows
-from .static_rows import StaticRows
-from .trail import Trail
+from ..plan.counters import Rows
+from .device_counters import StaticRows
+from .history import Trail
 
 
 class Standing(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .plan.counters import Rows
+from ..plan.counters import Rows
 
 
 class StaticRows:

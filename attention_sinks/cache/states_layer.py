@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import LinearAttentionLayer
 
-from .layer import SinkLayer
-from .plan.reach import Reach
-from .streams import Streams
+from ..plan.reach import Reach
+from .sink_layer import SinkLayer
+from .stream_state import Streams
 
 
 class StatesLayer(LinearAttentionLayer):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from .architecture.setup import injection_of
+from ..architecture.setup import injection_of
+from ..plan.counters import Rows
 from .fingerprint import difference, fingerprint
-from .plan.counters import Rows
-from .streams import Standing
-from .trail import Trail
+from .history import Trail
+from .stream_state import Standing
 
 if TYPE_CHECKING:
     from .cache import AttentionSinkKVCache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layer import SinkLayer
+from .sink_layer import SinkLayer
 
 
 class IndexedLayer(SinkLayer):

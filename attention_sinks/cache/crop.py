@@ -7,12 +7,12 @@ import operator
 import torch
 from transformers.cache_utils import Cache
 
-from .architecture.setup import injection_of
-from .layer import SinkLayer
-from .settings import SinkSettings
+from ..architecture.setup import injection_of
+from ..settings import SinkSettings
+from .history import COMMITTED_COLUMNS
+from .sink_layer import SinkLayer
 from .states_layer import EmptyLayer, StatesLayer
-from .streams import Streams
-from .trail import COMMITTED_COLUMNS
+from .stream_state import Streams
 
 
 class CroppableCache(Cache):

@@ -10,18 +10,18 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from .architecture.setup import injection_of
-from .architecture.spec import Position
-from .cache_layers import cache_layers
+from ..architecture.setup import injection_of
+from ..architecture.spec import Position
+from ..plan.call import Call
+from ..plan.counters import Rows
+from ..settings import SinkSettings
 from .crop import CroppableCache
-from .layer import SinkLayer
-from .plan.call import Call
-from .plan.counters import Rows
-from .settings import SinkSettings
+from .layers import cache_layers
+from .sink_layer import SinkLayer
 from .snapshot import restore_snapshot, settings_of, take_snapshot
 from .states_layer import StatesLayer
 from .storage import read_file, write_file
-from .streams import Streams
+from .stream_state import Streams
 
 
 class AttentionSinkKVCache(CroppableCache):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .plan.counters import Rows
+from ..plan.counters import Rows
 
 RECORDED_COLUMNS = 1024
 """While a cache records, what the last so many columns pushed out of it can be brought back; older columns cannot."""

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from ..plan.call import LayerCall
+from ..plan.counters import Rows
+from ..plan.reach import BlockStep, Reach, TokenStep
+from ..positions.rotary import Rotary
 from .columns import take
-from .plan.call import LayerCall
-from .plan.counters import Rows
-from .plan.reach import BlockStep, Reach, TokenStep
-from .positions.rotary import Rotary
-from .rollback import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
-from .streams import Streams
+from .stream_state import Streams
+from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 
 
 class SinkLayer(CacheLayerMixin):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .architecture.setup import Injection
+from ..architecture.setup import Injection
+from ..positions.rotary import Rotary
+from ..settings import SinkSettings
 from .indexed_layer import IndexedLayer
-from .layer import SinkLayer
-from .positions.rotary import Rotary
-from .settings import SinkSettings
+from .sink_layer import SinkLayer
 from .states_layer import EmptyLayer, SinkAndStatesLayer, StatesLayer
-from .streams import Streams
+from .stream_state import Streams
 
 CacheLayer = SinkLayer | SinkAndStatesLayer | StatesLayer | EmptyLayer
 
