@@ -13,9 +13,9 @@ from transformers.generation import GenerationConfig, GenerationMixin, Generatio
 
 from .architecture.setup import injection_of
 from .cache.cache import AttentionSinkKVCache
-from .call_checks import check_kind_of_cache
 from .finished import FinishedRows, RecordingUntilDone, WatchedCriteria
-from .masks import check_position_ids, real_columns
+from .streaming.checks import check_kind_of_cache
+from .streaming.masks import check_position_ids, real_columns
 from .versions import CACHE, peft_reads, with_both_names, with_cache_named
 
 FINISHED = "_attention_sink_finished_rows"

@@ -11,9 +11,10 @@ import torch
 from attention_sinks.cache.cache.sink_layer import SinkLayer
 from attention_sinks.cache.cache.states_layer import StatesLayer
 
-from attention_sinks import AttentionSinkKVCache, forward, inject_attention_sinks, remove_attention_sinks
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
 from attention_sinks.architecture.setup import injection_of
 from attention_sinks.positions.alibi import Alibi
+from attention_sinks.streaming import forward
 from contract import left_padded, stream_rows
 from features import features_of
 from helpers import (

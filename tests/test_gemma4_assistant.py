@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from attention_sinks import forward, inject_attention_sinks
+from attention_sinks import inject_attention_sinks
+from attention_sinks.streaming import forward
 from helpers import assert_close, cut, largest_difference, random_ids, stream
 from zoo import ZOO, tiny_config
 

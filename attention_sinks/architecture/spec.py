@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..positions.alibi import Alibi
 from ..positions.frequencies import module_frequencies, plain_frequencies
 from ..positions.rotary import HALVES, NEIGHBOURS, Pairing, Rotary
-from ..view import CallView
+from ..streaming.bound_cache import CallView
 from .layer_kinds import LayerKind, layer_kinds
 
 Position = Rotary | Alibi | None

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import BloomModel
 
 from ..architecture.spec import Architecture, LinearBias
-from ..attention import attend
 from ..positions.alibi import Alibi, alibi_slopes
-from ..view import LayerView
+from ..streaming.attention import attend
+from ..streaming.bound_cache import LayerView
 
 
 def _attention(module, hidden_states: torch.Tensor, residual: torch.Tensor, layer: LayerView, **kwargs):

@@ -6,10 +6,10 @@ import torch
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from ..architecture.spec import Architecture, RopeTable
-from ..attention import attend
 from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST_WIDE
+from ..streaming.attention import attend
+from ..streaming.bound_cache import LayerView
 from ..versions import is_handed_position_embeddings
-from ..view import LayerView
 from .gptj import table_limit, turned_width
 
 

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..architecture.spec import Architecture, Limit
-from ..attention import attend_cached
-from ..view import LayerView
+from ..streaming.attention import attend_cached
+from ..streaming.bound_cache import LayerView
 
 
 def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):

@@ -19,9 +19,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.layer_kinds import LayerKind, layer_kinds
 from ..architecture.spec import Architecture, Position, Rope
-from ..attention import attend_cached
 from ..plan.call import Call
-from ..view import CallView, LayerView, name_of_view
+from ..streaming.attention import attend_cached
+from ..streaming.bound_cache import CallView, LayerView, name_of_view
 
 if TYPE_CHECKING:
     from ..cache.cache import AttentionSinkKVCache

@@ -8,9 +8,9 @@ from transformers import FalconPreTrainedModel, PreTrainedConfig
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
 from ..architecture.spec import Architecture, LinearBias, Rope, Scheme
-from ..attention import attend
 from ..positions.alibi import Alibi, alibi_slopes
-from ..view import LayerView
+from ..streaming.attention import attend
+from ..streaming.bound_cache import LayerView
 from .streaming import StreamingModel
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..architecture.spec import Architecture
-from ..attention import attend
 from ..positions.rotary import HALVES
-from ..view import LayerView
+from ..streaming.attention import attend
+from ..streaming.bound_cache import LayerView
 
 
 def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):

@@ -8,10 +8,10 @@ from transformers import GPTJPreTrainedModel, PreTrainedConfig
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from ..architecture.spec import Architecture, Limit, RopeTable
-from ..attention import attend
 from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST
+from ..streaming.attention import attend
+from ..streaming.bound_cache import LayerView
 from ..versions import is_handed_position_embeddings
-from ..view import LayerView
 from .streaming import StreamingModel
 
 

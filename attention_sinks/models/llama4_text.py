@@ -6,9 +6,9 @@ import torch
 from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
 
 from ..architecture.spec import Architecture, Rope, by_no_rope_layers
-from ..attention import attend
 from ..positions.rotary import COMPLEX
-from ..view import LayerView
+from ..streaming.attention import attend
+from ..streaming.bound_cache import LayerView
 
 
 def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):

@@ -6,7 +6,7 @@ import torch
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 from ..architecture.spec import Architecture
-from ..view import CallView
+from ..streaming.bound_cache import CallView
 
 
 class MiniMaxView(CallView, MiniMaxCache):

@@ -7,9 +7,9 @@ import transformers
 from transformers import MptPreTrainedModel, PreTrainedConfig
 
 from ..architecture.spec import Architecture, Limit, LinearBias
-from ..attention import attend
 from ..positions.alibi import Alibi, alibi_slopes
-from ..view import LayerView
+from ..streaming.attention import attend
+from ..streaming.bound_cache import LayerView
 from .streaming import StreamingModel
 
 

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..architecture.spec import Architecture, Limit
-from ..attention import attend
-from ..view import LayerView
+from ..streaming.attention import attend
+from ..streaming.bound_cache import LayerView
 
 
 def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):

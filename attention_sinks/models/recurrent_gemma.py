@@ -22,8 +22,8 @@ from ..architecture.spec import Architecture, Rope
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.call import Call
 from ..plan.reach import TokenStep
+from ..streaming.bound_cache import CallView, name_of_view
 from ..versions import CACHE
-from ..view import CallView, name_of_view
 
 RECURRENT = ("linear_attention", "recurrent")
 """What `config.layers_block_type` calls recurrent layers, today and in older releases."""

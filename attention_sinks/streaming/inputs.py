@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .architecture.layer_kinds import ATTENTION, LINEAR
-from .architecture.setup import Injection, injection_of, named_arguments
-from .cache.cache import AttentionSinkKVCache
-from .call_checks import check_attentions, check_cache, check_dense, check_padding_of_states, check_single_tokens
+from ..architecture.layer_kinds import ATTENTION, LINEAR
+from ..architecture.setup import Injection, injection_of, named_arguments
+from ..cache.cache import AttentionSinkKVCache
+from ..plan.counters import Rows
+from ..settings import SinkSettings
+from ..versions import CACHE
+from .checks import check_attentions, check_cache, check_dense, check_padding_of_states, check_single_tokens
 from .masks import check_position_ids, real_columns
-from .plan.counters import Rows
-from .settings import SinkSettings
-from .versions import CACHE
-from .wrapper import refuse_media, text_arguments
+from .multimodal import refuse_media, text_arguments
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .architecture.setup import named_arguments, parameter_names, tokens_of
-from .versions import with_both_names
+from ..architecture.setup import named_arguments, parameter_names, tokens_of
+from ..versions import with_both_names
 
 MEDIA = ("pixel_", "image_", "video_", "audio_", "input_features", "input_values", "mm_encoder_outputs")
 """How the arguments begin that bring something else than text."""

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .plan.call import Call, LayerCall
-from .versions import LAYER_CACHE_NAMES
+from ..plan.call import Call, LayerCall
+from ..versions import LAYER_CACHE_NAMES
 
 if TYPE_CHECKING:
-    from .cache.cache import AttentionSinkKVCache
+    from ..cache.cache import AttentionSinkKVCache
 
 
 class CallView:

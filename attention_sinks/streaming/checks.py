@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .architecture.setup import Injection
-from .cache.cache import AttentionSinkKVCache
+from ..architecture.setup import Injection
+from ..cache.cache import AttentionSinkKVCache
 
 
 def check_kind_of_cache(cache: Any) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from .cache.columns import take
-from .plan.call import CALL_ARGUMENT, LayerCall
-from .plan.reach import BlockStep, QueryBlock, TokenStep
-from .plan.token import slot_order
-from .view import LayerView
+from ..cache.columns import take
+from ..plan.call import CALL_ARGUMENT, LayerCall
+from ..plan.reach import BlockStep, QueryBlock, TokenStep
+from ..plan.token import slot_order
+from .bound_cache import LayerView
 
 ATTENTION_NAME = "attention_sinks"
 """The name under which attention modules of an injected model find `attention_sinks_attention`."""

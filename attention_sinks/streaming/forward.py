@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .architecture.setup import Injection, injection_of, named_arguments, parameter_names, tokens_of
-from .graph_step import graph_step, is_graph_step
+from ..architecture.setup import Injection, injection_of, named_arguments, parameter_names, tokens_of
+from ..plan.block import block_step
+from ..plan.call import CALL_ARGUMENT, Call
+from ..plan.counters import Rows
+from ..plan.reach import Reach, Step
+from ..plan.token import token_step
+from ..versions import CACHE, with_both_names, with_cache_named
+from .bound_cache import CallView, LayerView, name_of_view
+from .compiled import graph_step, is_graph_step
 from .inputs import Inputs, read_inputs
-from .plan.block import block_step
-from .plan.call import CALL_ARGUMENT, Call
-from .plan.counters import Rows
-from .plan.reach import Reach, Step
-from .plan.token import token_step
-from .versions import CACHE, with_both_names, with_cache_named
-from .view import CallView, LayerView, name_of_view
 
 PIECE_SIZE = 1024
 """Longer calls are cut into pieces of this many columns, so that a call of any length needs bounded memory."""

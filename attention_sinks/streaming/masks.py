@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .cache.cache import AttentionSinkKVCache
+from ..cache.cache import AttentionSinkKVCache
 
 
 def real_columns(

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .architecture.setup import injection_of, named_arguments, tokens_of
-from .cache.cache import AttentionSinkKVCache
-from .cache.device_counters import StaticRows
+from ..architecture.setup import injection_of, named_arguments, tokens_of
+from ..cache.cache import AttentionSinkKVCache
+from ..cache.device_counters import StaticRows
+from ..plan.call import Call
+from ..plan.reach import Reach, TokenStep
+from ..plan.token import visible_slots
+from ..versions import CACHE
 from .inputs import ready_mask
-from .plan.call import Call
-from .plan.reach import Reach, TokenStep
-from .plan.token import visible_slots
-from .versions import CACHE
-from .wrapper import text_arguments
+from .multimodal import text_arguments
 
 
 def is_graph_step(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:

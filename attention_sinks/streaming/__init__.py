@@ -1,0 +1,1 @@
+"""What runs in place of the forwards of an injected model."""
