@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .architecture.setup import MARK, Injection, base_model_of, without_adapter
-from .generation import OVERRIDES
+from .generation.overrides import OVERRIDES
 from .streaming.attention import ATTENTION_NAME
 from .streaming.forward import attention_forward, named_forward, rotary_forward, streaming_forward, written_out_forward
 from .streaming.multimodal import wrapper_forward

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
-from attention_sinks.generation import prepare_inputs
+from attention_sinks.generation.overrides import prepare_inputs
 from attention_sinks.streaming.bound_cache import CallView
 from attention_sinks.versions import CACHE, CACHE_NAMES, peft_reads, with_cache_named
 from helpers import (

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 import attention_sinks
 from attention_sinks import inject_attention_sinks, versions
 from attention_sinks.architecture.setup import MARK
-from attention_sinks.generation import OVERRIDES
+from attention_sinks.generation.overrides import OVERRIDES
 from attention_sinks.streaming.bound_cache import CallView, LayerView, NothingKept
 from attention_sinks.versions import transformers_release
 from helpers import tiny_llama

@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
-from .architecture.setup import injection_of
-from .cache.cache import AttentionSinkKVCache
-from .finished import FinishedRows, RecordingUntilDone, WatchedCriteria
-from .streaming.checks import check_kind_of_cache
-from .streaming.masks import check_position_ids, real_columns
-from .versions import CACHE, peft_reads, with_both_names, with_cache_named
+from ..architecture.setup import injection_of
+from ..cache.cache import AttentionSinkKVCache
+from ..streaming.checks import check_kind_of_cache
+from ..streaming.masks import check_position_ids, real_columns
+from ..versions import CACHE, peft_reads, with_both_names, with_cache_named
+from .watchers import FinishedRows, RecordingUntilDone, WatchedCriteria
 
 FINISHED = "_attention_sink_finished_rows"
 """Under this name a `FinishedRows` travels with the arguments of one `generate` call."""

@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .cache.cache import AttentionSinkKVCache
-from .versions import CACHE
+from ..cache.cache import AttentionSinkKVCache
+from ..versions import CACHE
 
 
 def contrastive_search(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
-from .cache.cache import AttentionSinkKVCache
+from ..cache.cache import AttentionSinkKVCache
 
 
 class FinishedRows:

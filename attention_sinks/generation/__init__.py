@@ -1,0 +1,1 @@
+"""What generate does differently for an injected model."""
