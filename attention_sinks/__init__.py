@@ -19,7 +19,7 @@ from .auto import (  # noqa: E402
     AutoModelForTokenClassification,
 )
 from .cache.cache import AttentionSinkKVCache  # noqa: E402
-from .chat import StreamingChat  # noqa: E402
+from .chat.chat import StreamingChat  # noqa: E402
 from .generation.contrastive import contrastive_search  # noqa: E402
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
 from .legacy import register_legacy  # noqa: E402

@@ -11,7 +11,8 @@ import torch
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from attention_sinks import AttentionSinkKVCache, StreamingChat, decoding, inject_attention_sinks
+from attention_sinks import AttentionSinkKVCache, StreamingChat, inject_attention_sinks
+from attention_sinks.chat.chat import decoding
 from helpers import (
     BAD,
     assert_close,

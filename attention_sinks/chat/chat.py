@@ -13,15 +13,15 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
-from .architecture.setup import injection_of
-from .cache.cache import AttentionSinkKVCache
-from .cache.snapshot import restore_snapshot, settings_of, take_snapshot
-from .cache.storage import read_file, write_file
-from .chat_template import ChatTemplate
+from ..architecture.setup import injection_of
+from ..cache.cache import AttentionSinkKVCache
+from ..cache.snapshot import restore_snapshot, settings_of, take_snapshot
+from ..cache.storage import read_file, write_file
+from ..versions import CACHE
 from .decoding import decode
 from .interrupts import interrupts_held_back
-from .versions import CACHE
-from .voice import Voice
+from .template import ChatTemplate
+from .text import Voice
 
 KIND = "StreamingChat"
 """What a saved chat calls itself."""
