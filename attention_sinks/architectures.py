@@ -19,10 +19,9 @@ from .architecture.spec import (
     sliding_layers,
     sliding_layers_if_any,
 )
-from .legacy import qwen
+from .legacy import btlm, qwen
 from .models import (
     bloom,
-    btlm,
     codegen,
     deepseek_v32,
     doge,

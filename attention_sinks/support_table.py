@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPP
 
 from .architecture.spec import Architecture, LinearBias, NoPositions, Rope, RopeTable
 from .architectures import ARCHITECTURES, WRAPPERS, supported_model_types
-from .models.btlm.streaming_btlm import StoredSlopes
+from .legacy.btlm.streaming_btlm import StoredSlopes
 from .positions.rotary import NEIGHBOURS
 from .versions import transformers_release
 

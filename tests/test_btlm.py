@@ -10,8 +10,8 @@ from transformers import DynamicCache, StaticCache
 
 from attention_sinks import inject_attention_sinks
 from attention_sinks.legacy import register_legacy
-from attention_sinks.models.btlm import BtlmConfig, BtlmForCausalLM, BtlmModel, JaisConfig
-from attention_sinks.models.jais import JaisForCausalLM
+from attention_sinks.legacy.btlm import BtlmConfig, BtlmForCausalLM, BtlmModel, JaisConfig
+from attention_sinks.legacy.jais import JaisForCausalLM
 from attention_sinks.positions.alibi import alibi_slopes
 from attention_sinks.versions import CACHE
 from btlm_formulae import logits_by_formula, slopes

@@ -189,7 +189,7 @@ OTHERS = {"model", "outer", "base", "head", "module", "config", "generation_conf
 OTHERS |= {"peft_model", "peft_config"}
 """What the package calls things that are not its own."""
 
-OWN_MODELS = ("legacy/", "models/btlm/")
+OWN_MODELS = ("legacy/", "legacy/btlm/")
 """Folders of models and configs of our own."""
 
 MODULE = nn.Module()

@@ -10,8 +10,7 @@ import transformers
 from transformers import AutoConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
-from ..models import btlm, jais
-from . import qwen, stablelm_epoch, yi
+from . import btlm, jais, qwen, stablelm_epoch, yi
 
 MODELS = {
     "AutoModel": (yi.YiModel, stablelm_epoch.StableLMEpochModel, qwen.QWenModel, btlm.BtlmModel, jais.JaisModel),

@@ -13,7 +13,7 @@ from transformers import (
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
 from ..architecture.spec import Limit
-from ..checkpoint import CheckedLoading
+from .checkpoint import CheckedLoading
 from .old_names import OldNames
 
 CONVERSION = (

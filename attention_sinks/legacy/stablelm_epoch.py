@@ -8,7 +8,7 @@ from transformers import (
     StableLmModel,
 )
 
-from ..checkpoint import CheckedLoading
+from .checkpoint import CheckedLoading
 from .old_names import OldNames
 
 

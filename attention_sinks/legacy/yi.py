@@ -10,7 +10,7 @@ from transformers import (
 )
 from transformers.core_model_loading import WeightRenaming
 
-from ..checkpoint import CheckedLoading
+from .checkpoint import CheckedLoading
 from .old_names import OldNames
 
 CONVERSION = (

@@ -23,9 +23,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ...checkpoint import CheckedLoading
 from ...positions.alibi import alibi_slopes
 from ...versions import CACHE, CACHE_NAMES, cache_by_either_name
+from ..checkpoint import CheckedLoading
 from .alibi_btlm import BtlmAlibi
 from .configuration_btlm import BtlmConfig
 
