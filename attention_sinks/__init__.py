@@ -10,7 +10,6 @@ check_transformers()
 from transformers import AutoTokenizer  # noqa: E402
 
 from . import models  # noqa: E402
-from .architectures import supported_model_types  # noqa: E402
 from .auto import (  # noqa: E402
     AutoModel,
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from .generation.contrastive import contrastive_search  # noqa: E402
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
 from .legacy import register_legacy  # noqa: E402
 from .models import *  # noqa: E402, F403
+from .models.registry import supported_model_types  # noqa: E402
 from .verification import Verification, verify_attention_sinks  # noqa: E402
 
 register_legacy()

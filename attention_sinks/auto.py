@@ -8,8 +8,8 @@ from typing import Any
 import transformers
 from transformers import AutoConfig
 
-from .architectures import architecture_of
 from .inject import inject_attention_sinks
+from .models.registry import architecture_of
 from .settings import SinkSettings
 
 HUB_ARGUMENTS = (

@@ -18,8 +18,8 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .architecture.setup import MARK, Injection, base_model_of, without_adapter
-from .architectures import architecture_of
 from .cache.cache import AttentionSinkKVCache
+from .models.registry import architecture_of
 from .patching import put_in, take_out
 from .settings import SinkSettings
 from .versions import NEWEST_TRANSFORMERS

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
-from attention_sinks.architectures import architecture_of
+from attention_sinks.models.registry import architecture_of
 from helpers import assert_close, assert_same_state, cut, random_ids, refused, state_of, stream
 from replay import replay_logits
 from zoo import ZOO, tiny_config

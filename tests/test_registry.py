@@ -12,8 +12,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from attention_sinks import supported_model_types, versions
-from attention_sinks.architectures import ARCHITECTURES, WRAPPERS, architecture_of
-from attention_sinks.unsupported import UNSUPPORTED
+from attention_sinks.models.registry import ARCHITECTURES, WRAPPERS, architecture_of
+from attention_sinks.models.unsupported import UNSUPPORTED
 from attention_sinks.versions import NEWEST_TRANSFORMERS, SINCE
 from helpers import refused
 from zoo import ROWS, ZOO

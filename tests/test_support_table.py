@@ -9,9 +9,10 @@ import pytest
 from packaging.version import Version
 from transformers import GPTJModel
 
-from attention_sinks import support_table, supported_model_types
+from attention_sinks import supported_model_types
 from attention_sinks.architecture.spec import Architecture
-from attention_sinks.architectures import ARCHITECTURES
+from attention_sinks.models import support_table
+from attention_sinks.models.registry import ARCHITECTURES
 from attention_sinks.versions import NEWEST_TRANSFORMERS, transformers_release
 
 README = Path(__file__).parent.parent / "README.md"
@@ -34,7 +35,7 @@ def test_the_readme_is_current():
     assert named == Version(NEWEST_TRANSFORMERS).release[:2]
     if transformers_release() != named:
         pytest.skip(f"the table is for Transformers {named}, installed is {transformers_release()}")
-    assert support_table.updated(readme) == readme, "run python -m attention_sinks.support_table README.md"
+    assert support_table.updated(readme) == readme, "run python -m attention_sinks.models.support_table README.md"
 
 
 def test_every_type_is_there_once(table):

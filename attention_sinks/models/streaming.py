@@ -28,8 +28,8 @@ class StreamingModel:
         return super().from_pretrained(*args, **kwargs)
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        from ..architectures import architecture_of  # the table of architectures imports the modules of this folder
         from ..inject import inject_attention_sinks
+        from .registry import architecture_of  # the table of architectures imports the modules of this folder
 
         settings = SinkSettings.pop_from(kwargs)
         architecture_of(config)

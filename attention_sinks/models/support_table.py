@@ -1,6 +1,6 @@
 """The table of supported architectures as Markdown, for the installed Transformers.
 
-`python -m attention_sinks.support_table` prints it; with the path of a README it is also put between the markers there.
+`python -m attention_sinks.models.support_table` prints it; with the path of a README it is also put between the markers there.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
-from .architecture.spec import Architecture, LinearBias, NoPositions, Rope, RopeTable
-from .architectures import ARCHITECTURES, WRAPPERS, supported_model_types
-from .legacy.btlm.streaming_btlm import StoredSlopes
-from .positions.rotary import NEIGHBOURS
-from .versions import transformers_release
+from ..architecture.spec import Architecture, LinearBias, NoPositions, Rope, RopeTable
+from ..legacy.btlm.streaming_btlm import StoredSlopes
+from ..positions.rotary import NEIGHBOURS
+from ..versions import transformers_release
+from .registry import ARCHITECTURES, WRAPPERS, supported_model_types
 
 RELEASE = "For Transformers {}.{}, each type as its config is by default."
 BEGIN, END = "<!-- begin of the support table -->", "<!-- end of the support table -->"

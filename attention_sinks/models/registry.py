@@ -10,7 +10,7 @@ import difflib
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .architecture.spec import (
+from ..architecture.spec import (
     Architecture,
     NoPositions,
     Rope,
@@ -19,8 +19,18 @@ from .architecture.spec import (
     sliding_layers,
     sliding_layers_if_any,
 )
-from .legacy import btlm, qwen
-from .models import (
+from ..legacy import btlm, qwen
+from ..positions.rotary import (
+    HALVES_BACKWARDS,
+    HALVES_BY_PAIR,
+    NEIGHBOURS,
+    NEIGHBOURS_FROM_HALVES,
+    TRAILING_COMPLEX,
+    TRAILING_HALVES,
+    TRAILING_NEIGHBOURS_FROM_HALVES,
+)
+from ..versions import check_release_for, streams_in_this_release
+from . import (
     bloom,
     codegen,
     deepseek_v32,
@@ -39,17 +49,7 @@ from .models import (
     recurrent_gemma,
     zaya,
 )
-from .positions.rotary import (
-    HALVES_BACKWARDS,
-    HALVES_BY_PAIR,
-    NEIGHBOURS,
-    NEIGHBOURS_FROM_HALVES,
-    TRAILING_COMPLEX,
-    TRAILING_HALVES,
-    TRAILING_NEIGHBOURS_FROM_HALVES,
-)
 from .unsupported import UNSUPPORTED
-from .versions import check_release_for, streams_in_this_release
 
 
 def _rope_or_none(config: PreTrainedConfig) -> Scheme:
@@ -249,7 +249,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         similar = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise NotImplementedError(
             f"model_type={model_type!r} is not supported by attention_sinks.{similar} Use one of "
-            "supported_model_types(), or add a row to ARCHITECTURES in attention_sinks/architectures.py (the README "
+            "supported_model_types(), or add a row to ARCHITECTURES in attention_sinks/models/registry.py (the README "
             "says how)."
         )
     architecture = ARCHITECTURES[model_type]
