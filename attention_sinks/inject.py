@@ -11,7 +11,7 @@ from torch import nn
 from .architecture.setup import MARK, base_model_of
 from .patching import put_in, take_out
 from .settings import SinkSettings
-from .verification import check_release_with, injection_for
+from .verification import check_release_with, setup_for
 from .versions import is_newer_than_tested
 
 
@@ -48,12 +48,12 @@ def inject_attention_sinks(
         When `model` is no Transformers model or a setting is out of range. The model is then as it was.
     """
     settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
-    injection = injection_for(model, settings)
+    setup = setup_for(model, settings)
     if is_newer_than_tested():
         check_release_with(model)
     take_out(model)
-    put_in(model, injection)
-    injection.warn_beyond_training(injection.settings)
+    put_in(model, setup)
+    setup.warn_beyond_training(setup.settings)
     return model
 
 
@@ -79,4 +79,4 @@ def attention_sinks_injected(
         if before is None:
             remove_attention_sinks(model)
         else:
-            inject_attention_sinks(model, *astuple(before.injection.settings))
+            inject_attention_sinks(model, *astuple(before.setup.settings))

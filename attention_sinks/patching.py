@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .architecture.setup import MARK, Injection, base_model_of, without_adapter
+from .architecture.setup import MARK, Setup, base_model_of, without_adapter
 from .generation.overrides import OVERRIDES
 from .streaming.attention import ATTENTION_NAME
 from .streaming.forward import attention_forward, named_forward, rotary_forward, streaming_forward, written_out_forward
@@ -48,16 +48,16 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class Injected:
+class InstalledPatches:
     """What a base model keeps under `MARK`: the injection and how to undo it."""
 
-    injection: Injection
+    setup: Setup
     patches: list[Patch]
 
 
-def put_in(model: nn.Module, injection: Injection) -> None:
+def put_in(model: nn.Module, setup: Setup) -> None:
     """Patch `model`, which has no attention sinks; NotImplementedError where it has no attention to patch."""
-    injection.model.__dict__[MARK] = Injected(injection, _patch_model(injection, without_adapter(model)))
+    setup.model.__dict__[MARK] = InstalledPatches(setup, _patch_model(setup, without_adapter(model)))
 
 
 def take_out(model: nn.Module) -> None:
@@ -67,9 +67,9 @@ def take_out(model: nn.Module) -> None:
         patch.undo()
 
 
-def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
+def _patch_model(setup: Setup, outer: PreTrainedModel) -> list[Patch]:
     """Patch the base model, its rotary and attention modules and, where there is one, `generate`."""
-    base, facts = injection.model, injection.architecture
+    base, facts = setup.model, setup.architecture
     attention = [module for module in base.modules() if type(module).__name__ == facts.attention]
     if not attention:
         raise NotImplementedError(
@@ -77,38 +77,38 @@ def _patch_model(injection: Injection, outer: PreTrainedModel) -> list[Patch]:
             "of Transformers for this model_type."
         )
     patches = []
-    for module, forward in _forwards(injection, outer, attention):
+    for module, forward in _forwards(setup, outer, attention):
         patches.append(_forward_patch(module, forward))
         patches[-1].apply()
-    for patch in _attributes(injection, outer, attention):
+    for patch in _attributes(setup, outer, attention):
         patches.append(patch)
         patch.apply()
     return patches
 
 
-def _forwards(injection: Injection, outer: PreTrainedModel, attention: list[nn.Module]):
+def _forwards(setup: Setup, outer: PreTrainedModel, attention: list[nn.Module]):
     """Modules, each with what runs in place of its forward; a later one of the same module calls the earlier."""
-    base, facts = injection.model, injection.architecture
+    base, facts = setup.model, setup.architecture
     yield base, streaming_forward
     if outer.base_model is not base:
         yield outer.base_model, wrapper_forward
     yield from ((module, rotary_forward) for module in facts.scheme(base.config).modules(base))
-    yield from facts.others(outer, base)
+    yield from facts.extra_patches(outer, base)
     if outer is not base:
         yield outer, named_forward
     forward = partial(written_out_forward, function=facts.forward) if facts.forward else attention_forward
     yield from ((module, forward) for module in attention)
 
 
-def _attributes(injection: Injection, outer: PreTrainedModel, attention: list[nn.Module]) -> Iterator[Patch]:
+def _attributes(setup: Setup, outer: PreTrainedModel, attention: list[nn.Module]) -> Iterator[Patch]:
     """Other attributes to replace: the config of attention modules, methods that `generate` calls, a flag of layers."""
-    if not injection.architecture.forward:
-        own_config = _with_attention(injection.model.config)
+    if not setup.architecture.forward:
+        own_config = _with_attention(setup.model.config)
         yield from (Patch(module, "config", own_config) for module in attention)
     if outer.can_generate():
         for name, override in OVERRIDES.items():
             yield Patch(outer, name, _bound(override, outer, getattr(type(outer), name, override)))
-    for module in injection.model.modules():
+    for module in setup.model.modules():
         if isinstance(module, GradientCheckpointingLayer):  # which would keep the call's view from its attention
             yield Patch(module, "_can_checkpoint_with_cache", True)
 

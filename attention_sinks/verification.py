@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .architecture.setup import MARK, Injection, base_model_of, without_adapter
+from .architecture.setup import MARK, Setup, base_model_of, without_adapter
 from .cache.cache import AttentionSinkKVCache
 from .models.registry import architecture_of
 from .patching import put_in, take_out
@@ -111,13 +111,13 @@ def verify_attention_sinks(model: nn.Module) -> Verification:
     """
     base, outer = base_model_of(model), without_adapter(model)
     before = base.__dict__.get(MARK)
-    injection = injection_for(model, SinkSettings(SINKS, WINDOW))
-    text = _random_text(base, injection.settings.visible_size + STEPS)
+    setup = setup_for(model, SinkSettings(SINKS, WINDOW))
+    text = _random_text(base, setup.settings.visible_size + STEPS)
     differences: dict[str, float] = {}
     exact, error = _is_exact(outer), None
     try:
         with _left_as_it_is(model, before), torch.no_grad():
-            for name, found, expected in _comparisons(outer, injection, text):
+            for name, found, expected in _comparisons(outer, setup, text):
                 differences[name] = _difference(found, expected, exact)
     except Exception as caught:  # whatever it is, it is what a user would have met
         error = caught
@@ -151,7 +151,7 @@ def check_release_with(model: nn.Module) -> None:
     logger.info(f"{untested}; {report.model_type} was checked on a few tokens and streams right.")
 
 
-def injection_for(model: nn.Module, settings: SinkSettings) -> Injection:
+def setup_for(model: nn.Module, settings: SinkSettings) -> Setup:
     """What is to be injected into `model` for `settings`, which are cut to what it allows.
 
     Raises
@@ -160,8 +160,8 @@ def injection_for(model: nn.Module, settings: SinkSettings) -> Injection:
         When the model cannot stream, not with these settings, or is no Transformers model.
     """
     base = base_model_of(model)
-    injection = Injection(base, settings, architecture_of(base.config))
-    return replace(injection, settings=injection.fit(settings))
+    setup = Setup(base, settings, architecture_of(base.config))
+    return replace(setup, settings=setup.fit(settings))
 
 
 def _what_is_wrong(report: Verification) -> str:
@@ -174,13 +174,13 @@ def _what_is_wrong(report: Verification) -> str:
 
 
 def _comparisons(
-    outer: PreTrainedModel, injection: Injection, text: torch.Tensor
+    outer: PreTrainedModel, setup: Setup, text: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """What must be alike, [batch, columns, values] each. The model is plain at first; sinks are put in on the way."""
-    run, room = _runner(outer, injection.model), injection.settings.visible_size
+    run, room = _runner(outer, setup.model), setup.settings.visible_size
     short = text[:, :room]
     plain = run(short)
-    put_in(outer, injection)
+    put_in(outer, setup)
     yield "a text that fits into the cache, and the model without attention sinks", run(short), plain
     long = run(text, cache=AttentionSinkKVCache(outer))
     cache = AttentionSinkKVCache(outer)
@@ -268,7 +268,7 @@ def _left_as_it_is(model: nn.Module, before: Any) -> Iterator[None]:
     finally:
         take_out(model)
         if before is not None:
-            put_in(model, before.injection)
+            put_in(model, before.setup)
         for module in training:
             module.training = True
 

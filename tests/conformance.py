@@ -8,11 +8,11 @@ from unittest import mock
 
 import pytest
 import torch
-from attention_sinks.cache.cache.sink_layer import SinkLayer
-from attention_sinks.cache.cache.states_layer import StatesLayer
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
-from attention_sinks.architecture.setup import injection_of
+from attention_sinks.architecture.setup import setup_of
+from attention_sinks.cache.sink_layer import SinkLayer
+from attention_sinks.cache.states_layer import StatesLayer
 from attention_sinks.positions.alibi import Alibi
 from attention_sinks.streaming import forward
 from contract import left_padded, stream_rows
@@ -79,7 +79,7 @@ def every_mistake_shows(animal):
 
 def places_matter(model):
     """Whether any layer with sinks knows where its keys are."""
-    injection = injection_of(model)
+    injection = setup_of(model)
     reaches, positions = injection.reaches(injection.settings), injection.positions(injection.settings)
     with_sinks = [position for reach, position in zip(reaches, positions, strict=True) if reach and reach.sink_size]
     return any(isinstance(position, Alibi) or getattr(position, "turned", False) for position in with_sinks)
@@ -97,7 +97,7 @@ def queries_off_by_one():
 
         return step
 
-    names = ("token_step", "block_step")
+    names = ("plan_token", "plan_block")
     with mock.patch.multiple(forward, **{name: broken(getattr(forward, name)) for name in names}):
         yield
 
@@ -199,7 +199,7 @@ def saved_and_cropped_streams_go_on(animal):
     model, ids = streaming(animal), random_ids(LENGTH)
     _, cache = stream(model, ids[None, :50], [20, 1, 29])
     with tempfile.TemporaryDirectory() as folder:
-        if injection_of(model).has_states:
+        if setup_of(model).has_states:
             with pytest.raises(NotImplementedError):
                 cache.save(f"{folder}/cache")
             with pytest.raises(NotImplementedError):

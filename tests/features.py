@@ -1,6 +1,6 @@
 """What a tiny model really has: layer kinds, position schemes, and what else is particular to its architecture."""
 
-from attention_sinks.architecture.setup import injection_of
+from attention_sinks.architecture.setup import setup_of
 from attention_sinks.positions.alibi import Alibi
 from attention_sinks.positions.rotary import NEIGHBOURS, Rotary
 from replay import layer_names, text_config
@@ -8,7 +8,7 @@ from replay import layer_names, text_config
 
 def features_of(model):
     """Words for what the injected `model` has."""
-    config, injection = text_config(model), injection_of(model)
+    config, injection = text_config(model), setup_of(model)
     positions = injection.positions(injection.settings)
     found = set(layer_names(config))
     found |= {_scheme(position) for position in positions}
@@ -52,7 +52,7 @@ SETTINGS = {
 def _scheme(position):
     if isinstance(position, Alibi):
         return "alibi" if position.slopes.numel() & (position.slopes.numel() - 1) == 0 else "alibi, odd heads"
-    if position is None or not position.turned:
+    if position is None or not position.rotates:
         return "no positions"
     return "rope neighbours" if position.pairing.spread is NEIGHBOURS.spread else "rope halves"
 

@@ -8,7 +8,7 @@ from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, supported_model_types
-from attention_sinks.architecture.setup import injection_of
+from attention_sinks.architecture.setup import setup_of
 from attention_sinks.versions import is_handed_position_embeddings
 from helpers import assert_close, assert_same_state, cut, random_ids, refused, state_of, stream
 from replay import replay_logits
@@ -167,7 +167,7 @@ def test_a_window_beyond_the_native_one_is_cut_with_one_warning(messages):
         assert cache.tokens_cached.tolist() == [native - 1]
         assert_close(logits[0], replay_logits(animal.build(), IDS, 4, 18))
     assert len(messages.about("attention_sink_window_size=30", "cut to 18", "sliding_window")) == 1, messages.texts
-    assert injection_of(model).settings.window_size == 18
+    assert setup_of(model).settings.window_size == 18
 
 
 def test_a_cache_of_its_own_sizes_is_cut_too(messages):
@@ -180,7 +180,7 @@ def test_a_cache_of_its_own_sizes_is_cut_too(messages):
 
 def test_a_window_that_fits_is_left_alone(messages):
     model = inject_attention_sinks(sliding_mistral(21).build(), 4, 16)
-    assert injection_of(model).settings.window_size == 16
+    assert setup_of(model).settings.window_size == 16
     assert not messages.about("is cut to")
 
 

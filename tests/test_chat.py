@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from attention_sinks import AttentionSinkKVCache, StreamingChat, inject_attention_sinks
-from attention_sinks.chat.chat import decoding
+from attention_sinks.chat import decoding
 from helpers import (
     BAD,
     assert_close,

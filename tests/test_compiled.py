@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from attention_sinks.architecture.setup import injection_of
+from attention_sinks.architecture.setup import setup_of
 from contract import layout
 from helpers import assert_close, assert_same_state, random_ids, state_of, stream, tiny_llama
 from naive import naive_logits
@@ -74,7 +74,7 @@ def test_every_architecture_steps_in_one_graph(animal):
     model, ids = inject_attention_sinks(animal.build(animal.implementations[0]), 4, 12), random_ids(60)[None]
     _, cache = stream(model, ids[:, :5])
     if not cache.is_compileable:
-        assert injection_of(model).has_states
+        assert setup_of(model).has_states
         pytest.skip(f"{animal}: its layers keep states that are not per token; its steps are not compiled")
     expected = feed(model, ids[:, 5:], copy.deepcopy(cache))
     try:

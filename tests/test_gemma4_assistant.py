@@ -69,7 +69,7 @@ def test_tokens_that_were_taken_back_are_not_shared(animal):
 
 @pytest.mark.parametrize("length", [5, 40])
 def test_assisted_generation_is_greedy_generation(animal, length, monkeypatch):
-    monkeypatch.setattr(forward, "PIECE_SIZE", 32)  # so that the longer prompt is cut
+    monkeypatch.setattr(forward, "CHUNK_SIZE", 32)  # so that the longer prompt is cut
     assistant = assistant_of(animal)
     model, prompt = inject_attention_sinks(animal.build(), S, W), random_ids(1, length)
     model.generation_config.eos_token_id = None

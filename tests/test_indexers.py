@@ -95,7 +95,7 @@ def test_embeddings_with_the_ids_that_are_hashed(qwen4):
 
 def test_a_long_call_is_cut_with_the_ids_that_are_hashed(qwen4, monkeypatch):
     model = inject_attention_sinks(qwen4.build(), 4, 12)
-    monkeypatch.setattr("attention_sinks.streaming.forward.PIECE_SIZE", 8)
+    monkeypatch.setattr("attention_sinks.streaming.forward.CHUNK_SIZE", 8)
     with torch.no_grad():
         logits = model(inputs_embeds=model.get_input_embeddings()(IDS[None]), ple_input_ids=IDS[None]).logits
     assert_close(logits[0], replay_logits(qwen4.build(), IDS, 4, 12))

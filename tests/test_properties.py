@@ -63,7 +63,7 @@ def test_any_padding_in_calls_cut_into_small_pieces(s, w, layouts, piece, block)
     """The sizes at which the library cuts a call by itself (a thousand columns, many queries) made small."""
     counts = sum(layout.sum(dim=1) for layout in layouts).tolist()
     rows = [random_ids(count, seed=r) for r, count in enumerate(counts)]
-    with mock.patch.multiple("attention_sinks.streaming.forward", PIECE_SIZE=piece, QUERY_BLOCK={"cpu": block}):
+    with mock.patch.multiple("attention_sinks.streaming.forward", CHUNK_SIZE=piece, QUERY_BLOCK={"cpu": block}):
         logits, _ = stream_rows(model(), rows, layouts, AttentionSinkKVCache(model(), s, w))
     for row, row_logits in zip(rows, logits, strict=True):
         assert_close(row_logits, reference(row, s, w))

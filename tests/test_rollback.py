@@ -5,13 +5,13 @@ from functools import cache as memo
 
 import pytest
 import torch
-from attention_sinks.cache.cache.history import COMMITTED_COLUMNS, RECORDED_COLUMNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks.cache.history import COMMITTED_COLUMNS, RECORDED_COLUMNS
 from contract import layout, left_padded, stream_rows
 from helpers import (
     BAD,

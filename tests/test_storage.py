@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import torch
-from attention_sinks.cache.cache.storage import read_file, write_file
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks.cache.storage import read_file, write_file
 from contract import layout, left_padded, stream_rows
 from helpers import assert_same_state, random_ids, refused, state_of, storage_bytes, stream, tensors_of, tiny_llama
 

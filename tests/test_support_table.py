@@ -64,7 +64,7 @@ def test_types_with_the_same_facts_share_a_row():
 
 
 def test_what_a_row_refuses_is_not_offered():
-    refuses = {"llama": replace(ARCHITECTURES["llama"], refuses=_refuses_sdpa)}
+    refuses = {"llama": replace(ARCHITECTURES["llama"], unsupported_reason=_refuses_sdpa)}
     with mock.patch.object(support_table, "ARCHITECTURES", refuses):
         assert "sdpa" not in row_of("llama", support_table.support_table())[1]
 

@@ -22,7 +22,7 @@ from attention_sinks import (
     verify_attention_sinks,
     versions,
 )
-from attention_sinks.architecture.setup import injection_of
+from attention_sinks.architecture.setup import setup_of
 from attention_sinks.versions import CACHE
 from conformance import queries_off_by_one
 from helpers import assert_close, random_ids, refused, stream, tiny_config, tiny_llama
@@ -225,7 +225,7 @@ def test_the_model_is_as_it_was():
         assert ([module.training for module in model.modules()], model.generation_config) == before
         assert model.generation_config is before[1]
         if settings:
-            kept = injection_of(model).settings
+            kept = setup_of(model).settings
             assert (kept.sink_size, kept.window_size, kept.prefill) == (*settings, "streaming")[:3]
             model(random_ids(1, 5), cache=cache)
         else:
@@ -278,5 +278,5 @@ def test_inside_a_block(newer):
     model = tiny_llama()
     with attention_sinks_injected(model, 4, 12):
         assert verify_attention_sinks(model).agrees
-        assert injection_of(model).settings.window_size == 12
+        assert setup_of(model).settings.window_size == 12
     assert "forward" not in model.__dict__

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..plan.layers import Layout
+from ..plan.layers import LayerTable
 from ..plan.reach import Reach
 from ..settings import SinkSettings
 from ..versions import with_cache_named
@@ -22,11 +22,11 @@ from .spec import Architecture, Position
 logger = logging.get_logger(__name__)
 
 MARK = "_attention_sinks"
-"""Where a base model keeps its `Injection`."""
+"""Where a base model keeps its `Setup`."""
 
 
 @dataclass(frozen=True)
-class Injection:
+class Setup:
     """Settings and facts of one injected base model.
 
     Parameters
@@ -43,7 +43,7 @@ class Injection:
     settings: SinkSettings
     architecture: Architecture
     _kinds: dict[int, tuple[LayerKind, ...]] = field(default_factory=dict, repr=False, compare=False)
-    _layouts: dict[tuple, Layout] = field(default_factory=dict, repr=False, compare=False)
+    _layouts: dict[tuple, LayerTable] = field(default_factory=dict, repr=False, compare=False)
 
     def fit(self, settings: SinkSettings) -> SinkSettings:
         """`settings` as this model can use them: W is cut, with one warning, where all layers slide natively.
@@ -96,11 +96,11 @@ class Injection:
         windows = [kind.window for kind in self.kinds if kind.attends]
         return min(windows) if all(windows) and not any(kind.chunk for kind in self.kinds) else None
 
-    def layout(self, settings: SinkSettings) -> Layout:
+    def layer_table(self, settings: SinkSettings) -> LayerTable:
         """`reaches` and `positions` under `settings`; worked out once."""
         key = (settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers)
         if key not in self._layouts:
-            self._layouts[key] = Layout(settings.reach, self.reaches(settings), self.positions(settings))
+            self._layouts[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
         return self._layouts[key]
 
     def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
@@ -178,7 +178,7 @@ def without_adapter(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def injection_of(model: nn.Module) -> Injection:
+def setup_of(model: nn.Module) -> Setup:
     """The injection of `model`; ValueError when it has none."""
     base = model if MARK in model.__dict__ else base_model_of(model)
     if MARK not in base.__dict__:
@@ -186,4 +186,4 @@ def injection_of(model: nn.Module) -> Injection:
             f"model={type(model).__name__} has no attention sinks; load it with attention_sinks.AutoModelForCausalLM "
             "or call inject_attention_sinks(model) first."
         )
-    return base.__dict__[MARK].injection
+    return base.__dict__[MARK].setup

@@ -46,14 +46,14 @@ class Rope:
     ----------
     pairing : Pairing, default HALVES
         How it pairs the dimensions it turns.
-    turns : callable, default all layers
-        (config, layer index) -> whether the layer turns its queries and keys.
+    rotates : callable, default all layers
+        (config, layer index) -> whether the layer rotates its queries and keys.
     module : str, default "rotary_emb"
         Its path in the base model; one inside an attention module stands for those of all layers.
     """
 
     pairing: Pairing = HALVES
-    turns: Callable[[PreTrainedConfig, int], bool] = every_layer
+    rotates: Callable[[PreTrainedConfig, int], bool] = every_layer
     module: str = "rotary_emb"
 
     def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
@@ -66,7 +66,7 @@ class Rope:
             for name in set(names) & set(module.rope_type if by_name else [None])
             for turned in (True, False)
         }
-        return tuple(rotaries.get((name, self.turns(config, index))) for index, name in enumerate(names))
+        return tuple(rotaries.get((name, self.rotates(config, index))) for index, name in enumerate(names))
 
     def modules(self, base: PreTrainedModel) -> list[nn.Module]:
         """The modules that need not run, because attention takes its cosines and sines from the call."""
@@ -144,7 +144,7 @@ def _nothing(config: PreTrainedConfig) -> None:
     """No limit, no objection."""
 
 
-def _no_others(model: PreTrainedModel, base: PreTrainedModel) -> Iterable[tuple[nn.Module, Callable]]:
+def _no_extra_patches(model: PreTrainedModel, base: PreTrainedModel) -> Iterable[tuple[nn.Module, Callable]]:
     return ()
 
 
@@ -165,18 +165,18 @@ class Architecture:
         module does not use Transformers' `AttentionInterface`.
     view : type, default CallView
         What stands for the cache during a call.
-    takes_mask : bool, default True
+    accepts_4d_mask : bool, default True
         Whether the base model takes a ready mask of four dimensions.
     kinds : callable, default `layer_kinds`
         config -> LayerKind of each layer.
-    continues : bool, default True
+    states_continue : bool, default True
         Whether Transformers' states go on over a call of several tokens. Where they start anew, such a call is cut
         into single tokens.
-    others : callable, optional
+    extra_patches : callable, optional
         (model, base model) -> other modules to patch, each with what runs in place of its forward.
     limit : callable, optional
         config -> Limit or None.
-    refuses : callable, optional
+    unsupported_reason : callable, optional
         config -> why this configuration cannot stream, or None.
     notes : str, default ""
         What the support table cannot tell from the other facts.
@@ -187,12 +187,14 @@ class Architecture:
     rotated: str = "keys"
     forward: Callable[..., tuple[torch.Tensor, Any]] | None = None
     view: type[CallView] = CallView
-    takes_mask: bool = True
+    accepts_4d_mask: bool = True
     kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds
-    continues: bool = True
-    others: Callable[[PreTrainedModel, PreTrainedModel], Iterable[tuple[nn.Module, Callable]]] = _no_others
+    states_continue: bool = True
+    extra_patches: Callable[[PreTrainedModel, PreTrainedModel], Iterable[tuple[nn.Module, Callable]]] = (
+        _no_extra_patches
+    )
     limit: Callable[[PreTrainedConfig], Limit | None] = _nothing
-    refuses: Callable[[PreTrainedConfig], str | None] = _nothing
+    unsupported_reason: Callable[[PreTrainedConfig], str | None] = _nothing
     notes: str = ""
 
     def scheme(self, config: PreTrainedConfig) -> Scheme:
@@ -201,5 +203,5 @@ class Architecture:
     def check(self, config: PreTrainedConfig) -> None:
         """NotImplementedError, with the cure, when `config` cannot stream; asked again at each call, since attention
         implementations may be changed at any time."""
-        if reason := self.refuses(config):
+        if reason := self.unsupported_reason(config):
             raise NotImplementedError(f"model_type={config.model_type!r} {reason}")

@@ -10,10 +10,10 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from ..architecture.setup import injection_of
+from ..architecture.setup import setup_of
 from ..architecture.spec import Position
-from ..plan.call import Call
-from ..plan.counters import Rows
+from ..plan.call import CallPlan
+from ..plan.counters import Counters
 from ..settings import SinkSettings
 from .crop import CroppableCache
 from .layers import cache_layers
@@ -21,7 +21,7 @@ from .sink_layer import SinkLayer
 from .snapshot import restore_snapshot, settings_of, take_snapshot
 from .states_layer import StatesLayer
 from .storage import read_file, write_file
-from .stream_state import Streams
+from .stream_state import StreamState
 
 
 class AttentionSinkKVCache(CroppableCache):
@@ -59,19 +59,19 @@ class AttentionSinkKVCache(CroppableCache):
         attention_sink_size: int | None = None,
         attention_sink_window_size: int | None = None,
     ) -> None:
-        injection = injection_of(model)
-        defaults = injection.settings
+        setup = setup_of(model)
+        defaults = setup.settings
         settings = SinkSettings(
             defaults.sink_size if attention_sink_size is None else attention_sink_size,
             defaults.window_size if attention_sink_window_size is None else attention_sink_window_size,
             defaults.prefill,
         )
-        self.settings = injection.fit(settings)
-        injection.warn_beyond_training(self.settings)
-        reaches = injection.layout(self.settings).reaches
-        self.streams = Streams(min(reach.visible_size for reach in reaches if reach is not None))
-        self._model = weakref.ref(injection.model)
-        super().__init__(layers=cache_layers(injection, self.settings, self.streams))
+        self.settings = setup.fit(settings)
+        setup.warn_beyond_training(self.settings)
+        reaches = setup.layer_table(self.settings).reaches
+        self.streams = StreamState(min(reach.visible_size for reach in reaches if reach is not None))
+        self._model = weakref.ref(setup.model)
+        super().__init__(layers=cache_layers(setup, self.settings, self.streams))
 
     # ---- what it holds
 
@@ -216,7 +216,7 @@ class AttentionSinkKVCache(CroppableCache):
                 if isinstance(layer, SinkLayer) and layer.rotated:
                     layer.rebase(position, moved)
 
-    def turn_sinks(self, call: Call) -> None:
+    def rotate_sinks(self, call: CallPlan) -> None:
         """Before a single step: bring the sinks to where the query must see them, those of like layers together."""
         alike = defaultdict(list)
         for index, layer in enumerate(self.layers):
@@ -231,7 +231,7 @@ class AttentionSinkKVCache(CroppableCache):
             for layer, sinks in zip(layers, turned.chunk(len(layers), dim=1), strict=True):
                 layer.turned(sinks)
 
-    def commit(self, rows: Rows, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
+    def commit(self, rows: Counters, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
         """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `rows`."""
         with torch.no_grad():
             for layer in self.layers:

@@ -7,19 +7,19 @@ import operator
 import torch
 from transformers.cache_utils import Cache
 
-from ..architecture.setup import injection_of
+from ..architecture.setup import setup_of
 from ..settings import SinkSettings
 from .history import COMMITTED_COLUMNS
 from .sink_layer import SinkLayer
 from .states_layer import EmptyLayer, StatesLayer
-from .stream_state import Streams
+from .stream_state import StreamState
 
 
 class CroppableCache(Cache):
     """What a sink cache can undo; `AttentionSinkKVCache` is one, and fills in its settings, streams and owner."""
 
     settings: SinkSettings
-    streams: Streams
+    streams: StreamState
 
     def activate_past_recording(self) -> None:
         """From now on keep what leaves the window, so that `crop` can take more than one token back from a full row.
@@ -75,7 +75,7 @@ class CroppableCache(Cache):
             )
         before, trail = self.streams.rows, self.streams.trail
         after = before.back(trail.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
-        positions = injection_of(self._owner()).layout(self.settings).positions
+        positions = setup_of(self._owner()).layer_table(self.settings).positions
         with torch.no_grad():
             for layer, position in zip(self.layers, positions, strict=True):
                 if isinstance(layer, SinkLayer):

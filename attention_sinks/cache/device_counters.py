@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..plan.counters import Rows
+from ..plan.counters import Counters
 
 
-class StaticRows:
+class DeviceCounters:
     """`Rows` for steps inside one graph, where a Python number would be a constant.
 
     The tensors are written in place and never replaced; what they say of the steps taken since `set` is read when
@@ -23,7 +23,7 @@ class StaticRows:
         [batch, memory] bool, a ring: which of the last columns were tokens of each row.
     """
 
-    def __init__(self, rows: Rows, memory: int, device: torch.device) -> None:
+    def __init__(self, rows: Counters, memory: int, device: torch.device) -> None:
         with torch.inference_mode(False):
             self.seen, self.base = torch.tensor([rows.seen, rows.base], device=device).unbind()
             self.steps = torch.zeros(1, dtype=torch.long, device=device)
@@ -36,10 +36,10 @@ class StaticRows:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self.seen, self.base, self.steps, self.real
 
-    def fits(self, rows: Rows) -> bool:
+    def fits(self, rows: Counters) -> bool:
         return len(rows) == len(self.seen)
 
-    def set(self, rows: Rows) -> None:
+    def set(self, rows: Counters) -> None:
         """The host has moved the streams to `rows`."""
         counters = torch.tensor([rows.seen, rows.base])
         self.seen.copy_(counters[0])
@@ -53,8 +53,8 @@ class StaticRows:
         self.real.index_copy_(1, self.steps % self.real.shape[1], active[:, None])
         self.steps.add_(1)
 
-    def read(self) -> tuple[Rows, int, torch.Tensor]:
+    def read(self) -> tuple[Counters, int, torch.Tensor]:
         """The rows now, the columns fed since `set` and, of the newest of them, which were tokens [batch, …]."""
         steps, memory = self.steps.item(), self.real.shape[1]
         newest = torch.arange(max(0, steps - memory), steps) % memory
-        return Rows(tuple(self.seen.tolist()), tuple(self.base.tolist())), steps, self.real.cpu()[:, newest]
+        return Counters(tuple(self.seen.tolist()), tuple(self.base.tolist())), steps, self.real.cpu()[:, newest]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..plan.counters import Rows
+from ..plan.counters import Counters
 
 RECORDED_COLUMNS = 1024
 """While a cache records, what the last so many columns pushed out of it can be brought back; older columns cannot."""
@@ -17,7 +17,7 @@ COMMITTED_COLUMNS = 64
 
 
 @dataclass(frozen=True)
-class Trail:
+class History:
     """What is known of the last columns fed. Immutable: a call makes the next one.
 
     Attributes
@@ -38,10 +38,12 @@ class Trail:
     floor: tuple[int, ...]
 
     @classmethod
-    def empty(cls, batch_size: int, room: int) -> Trail:
+    def empty(cls, batch_size: int, room: int) -> History:
         return cls(room, 0, (0,) * batch_size, (0,) * batch_size)
 
-    def advance(self, before: Rows, after: Rows, columns: int, real: torch.Tensor | None, recording: bool) -> Trail:
+    def advance(
+        self, before: Counters, after: Counters, columns: int, real: torch.Tensor | None, recording: bool
+    ) -> History:
         """After `columns` columns, of which `real` [batch, columns] bool are tokens (None: all); it may hold the newest
         of them alone, and older ones are then forgotten."""
         memory = RECORDED_COLUMNS + self.room
@@ -51,18 +53,18 @@ class Trail:
         length, floor = min(self.length + columns, memory), self.floor
         length = length if real is None or real.shape[1] == columns else real.shape[1]
         if recording:
-            return Trail(self.room, length, tokens, floor).with_log_of(RECORDED_COLUMNS, after)
+            return History(self.room, length, tokens, floor).with_log_of(RECORDED_COLUMNS, after)
         if max(after.seen) > self.room:  # the slot of the token just evicted still holds it
             fed = zip(before.seen, after.seen, floor, strict=True)
             floor = tuple([t - 1 if t > max(self.room, t_before) else low for t_before, t, low in fed])
-        return Trail(self.room, length, tokens, floor)
+        return History(self.room, length, tokens, floor)
 
     def count(self, columns: int) -> tuple[int, ...]:
         """Tokens of each row among the last `columns` columns."""
         newest = (1 << columns) - 1
         return tuple((bits & newest).bit_count() for bits in self.tokens)
 
-    def available(self, rows: Rows) -> int:
+    def available(self, rows: Counters) -> int:
         """How many columns can be taken back at most."""
         held = [t - floor for t, floor in zip(rows.seen, self.floor, strict=True)]
 
@@ -71,17 +73,17 @@ class Trail:
 
         return bisect_left(range(self.length + 1), True, key=too_far) - 1
 
-    def back(self, rows: Rows, columns: int) -> Trail:
+    def back(self, rows: Counters, columns: int) -> History:
         """After `columns` columns have been taken back, which leaves the streams at `rows`."""
         floor = tuple(0 if t < self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
-        return Trail(self.room, self.length - columns, tuple(bits >> columns for bits in self.tokens), floor)
+        return History(self.room, self.length - columns, tuple(bits >> columns for bits in self.tokens), floor)
 
-    def without_evicted(self, rows: Rows) -> Trail:
+    def without_evicted(self, rows: Counters) -> History:
         """When the slots of the tokens evicted last have been written over by a call that broke off."""
         floor = tuple(max(low, t) if t >= self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
         return replace(self, floor=floor)
 
-    def with_log_of(self, columns: int, rows: Rows) -> Trail:
+    def with_log_of(self, columns: int, rows: Counters) -> History:
         """When only what the last `columns` columns pushed out is kept; by one a full row can go back without it."""
         floor = tuple(
             max(low, t - 1 - count) if t > self.room else low
@@ -89,7 +91,7 @@ class Trail:
         )
         return replace(self, floor=floor)
 
-    def select(self, indices: list[int]) -> Trail:
+    def select(self, indices: list[int]) -> History:
         return replace(self, tokens=tuple(self.tokens[i] for i in indices), floor=tuple(self.floor[i] for i in indices))
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from ..plan.call import LayerCall
-from ..plan.counters import Rows
-from ..plan.reach import BlockStep, Reach, TokenStep
+from ..plan.call import LayerPlan
+from ..plan.counters import Counters
+from ..plan.reach import BlockPlan, Reach, TokenPlan
 from ..positions.rotary import Rotary
 from .columns import take
-from .stream_state import Streams
+from .stream_state import StreamState
 from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 
 
@@ -41,7 +41,7 @@ class SinkLayer(CacheLayerMixin):
     sinks: torch.Tensor | None = None
     pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
-    def __init__(self, reach: Reach, streams: Streams, rotated: str | None = "keys") -> None:
+    def __init__(self, reach: Reach, streams: StreamState, rotated: str | None = "keys") -> None:
         """`rotated`: whether positions are in the "keys", in the "values" (latent attention) or, None, in neither."""
         super().__init__()
         self.reach, self.streams, self.rotated = reach, streams, rotated
@@ -69,7 +69,7 @@ class SinkLayer(CacheLayerMixin):
                 torch._dynamo.mark_static_address(buffer)
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, call: LayerCall | None = None, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, call: LayerPlan | None = None, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new keys and values and return the ones to attend to, in the order `call.step` describes."""
         if call is None:
@@ -77,11 +77,11 @@ class SinkLayer(CacheLayerMixin):
                 "a cache of attention sinks was updated by a model without them; call inject_attention_sinks(model), "
                 "or give the model a cache of its own."
             )
-        if isinstance(call.step, TokenStep):
+        if isinstance(call.step, TokenPlan):
             return self._update_token(key_states, value_states, call.step)
         return self._update_block(key_states, value_states, call.step)
 
-    def _update_token(self, key: torch.Tensor, value: torch.Tensor, step: TokenStep):
+    def _update_token(self, key: torch.Tensor, value: torch.Tensor, step: TokenPlan):
         """Write one slot in place and return the buffers themselves; the sinks have been turned before."""
         if self.record_past:
             with torch.inference_mode(False):
@@ -93,7 +93,7 @@ class SinkLayer(CacheLayerMixin):
             _write(self.sinks, value if self.rotated == "values" else key, step.slot.clamp(max=sinks - 1), among)
         return self.keys[:, :, : step.used], self.values[:, :, : step.used]
 
-    def _update_block(self, key: torch.Tensor, value: torch.Tensor, step: BlockStep):
+    def _update_block(self, key: torch.Tensor, value: torch.Tensor, step: BlockPlan):
         """Lay out past and new; what the next call needs waits until the whole call is done."""
         before = self.pending or self.buffers
         if step.past is not None:
@@ -111,7 +111,7 @@ class SinkLayer(CacheLayerMixin):
                 self.log.add(evicted_by_block(before[:2], (key, value), step, self.reach))
         return key, value
 
-    def _past(self, step: BlockStep) -> list[list[torch.Tensor]]:
+    def _past(self, step: BlockPlan) -> list[list[torch.Tensor]]:
         """What is cached, for keys and for values: the sinks as they first were, the window from old to new."""
         keys, values, sinks = self.pending or self.buffers
         first = {"keys": keys[:, :, : self.reach.sink_size], "values": values[:, :, : self.reach.sink_size]}
@@ -133,7 +133,7 @@ class SinkLayer(CacheLayerMixin):
             keys, values, sinks = self.pending or self.buffers
             states = {"keys": keys, "values": values}
             first, ring = states[self.rotated].split([self.reach.sink_size, self.reach.window_size + 1], dim=2)
-            states[self.rotated] = torch.cat([first, _turned(ring, rotary, -shift.to(ring.device))], dim=2)
+            states[self.rotated] = torch.cat([first, _rotated(ring, rotary, -shift.to(ring.device))], dim=2)
             self.pending = states["keys"], states["values"], sinks
 
     def commit(self) -> None:
@@ -162,7 +162,7 @@ class SinkLayer(CacheLayerMixin):
         """From now on keep what leaves the ring."""
         self.record_past = True
 
-    def take_back(self, before: Rows, after: Rows, rotary: Rotary | None) -> None:
+    def take_back(self, before: Counters, after: Counters, rotary: Rotary | None) -> None:
         """Take the streams from `before` back to `after`, where they stood some columns ago."""
         if not self.is_initialized:
             return
@@ -170,12 +170,12 @@ class SinkLayer(CacheLayerMixin):
         turned, sinks = getattr(self, self.rotated or "keys"), self.reach.sink_size
         if self.rotated and before.base != after.base:
             ring = turned[:, :, sinks:]
-            ring.copy_(_turned(ring, rotary, torch.tensor(before.base, device=ring.device)[:, None] - base))
+            ring.copy_(_rotated(ring, rotary, torch.tensor(before.base, device=ring.device)[:, None] - base))
         for evicted in self.log.take_back(seen - self.reach.window_size - 1):
             evicted = replace(evicted, positions=evicted.positions.masked_fill(evicted.positions >= seen, NOWHERE))
             shift = evicted.base - base
             if self.rotated and bool(shift.any()):
-                moved = _turned(getattr(evicted, self.rotated), rotary, shift)
+                moved = _rotated(getattr(evicted, self.rotated), rotary, shift)
                 evicted = replace(evicted, **{self.rotated: moved})
             self._put_back(evicted)
         if self.rotated:
@@ -228,7 +228,7 @@ class SinkLayer(CacheLayerMixin):
                 self.log.select(indices.to(self.keys.device))
 
 
-def _turned(states: torch.Tensor, rotary: Rotary, shift: torch.Tensor) -> torch.Tensor:
+def _rotated(states: torch.Tensor, rotary: Rotary, shift: torch.Tensor) -> torch.Tensor:
     """`states` [batch, heads, n, head_dim] turned by `shift` [R, 1]."""
     return rotary.pairing.rotate(states, rotary.tables(shift))
 

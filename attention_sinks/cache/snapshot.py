@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from ..architecture.setup import injection_of
-from ..plan.counters import Rows
+from ..architecture.setup import setup_of
+from ..plan.counters import Counters
 from .fingerprint import difference, fingerprint
-from .history import Trail
+from .history import History
 from .stream_state import Standing
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def settings_of(state: dict[str, Any], model: PreTrainedModel) -> tuple[int, int
     if state.get("kind") != KIND:
         raise ValueError(f"holds no {KIND} but a {state.get('kind')}; use the class that saved it.")
     sink_size, window_size, prefill = state["settings"]
-    own = injection_of(model)
+    own = setup_of(model)
     if (why := difference(state["model"], fingerprint(own.model))) is not None:
         raise ValueError(f"holds the cache of another model: {why}; use the model it was saved with.")
     if prefill != own.settings.prefill:
@@ -81,15 +81,15 @@ def restore_snapshot(cache: AttentionSinkKVCache, tensors: dict[str, torch.Tenso
     if state["rows"] is None:
         return
     rows = state["rows"]
-    devices = _devices(injection_of(cache._owner()).model)
+    devices = _devices(setup_of(cache._owner()).model)
     for index, layer in enumerate(cache.layers):
         if _reach_of(layer) is not None:
             own = [tensors[f"layers.{index}.{number}"] for number in range(3)]
             layer.restore([tensor.to(devices.get(index, tensor.device)) for tensor in own])
     streams = cache.streams
     bits = tuple(int(text, 16) for text in rows["tokens"])
-    trail = Trail(streams.room, rows["remembered"], bits, tuple(rows["floor"]))
-    standing = Standing(Rows(tuple(rows["seen"]), tuple(rows["base"])), state["columns"], trail)
+    trail = History(streams.room, rows["remembered"], bits, tuple(rows["floor"]))
+    standing = Standing(Counters(tuple(rows["seen"]), tuple(rows["base"])), state["columns"], trail)
     streams.stand(standing, devices.get(0, torch.device("cpu")))
 
 

@@ -7,7 +7,7 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from ..plan.reach import Reach
 from .sink_layer import SinkLayer
-from .stream_state import Streams
+from .stream_state import StreamState
 
 
 class StatesLayer(LinearAttentionLayer):
@@ -73,7 +73,7 @@ def _copy(state: torch.Tensor | None) -> torch.Tensor | None:
 class SinkAndStatesLayer(SinkLayer, StatesLayer):
     """A layer with attention and states side by side, as in Falcon-H1."""
 
-    def __init__(self, reach: Reach, streams: Streams, rotated: str | None, states: int) -> None:
+    def __init__(self, reach: Reach, streams: StreamState, rotated: str | None, states: int) -> None:
         SinkLayer.__init__(self, reach, streams, rotated)
         StatesLayer.__init__(self, number_of_states=states)
 

@@ -6,29 +6,29 @@ from typing import NamedTuple
 
 import torch
 
-from ..plan.counters import Rows
-from .device_counters import StaticRows
-from .history import Trail
+from ..plan.counters import Counters
+from .device_counters import DeviceCounters
+from .history import History
 
 
 class Standing(NamedTuple):
     """Where the streams of a batch stand after a call."""
 
-    rows: Rows
+    rows: Counters
     columns: int
     """Input columns seen, padding included."""
-    trail: Trail
+    trail: History
     """What is known of the last columns."""
 
 
-class Streams:
+class StreamState:
     """The counters of one cache, shared by its layers.
 
     Attributes
     ----------
     room : int
         Tokens a row may have before any layer loses one.
-    static : StaticRows or None
+    static : DeviceCounters or None
         The same counters as tensors, for compiled steps; None until the first call fixes the batch size.
     ahead : bool
         Whether compiled steps have moved the tensors on since the host last looked.
@@ -36,7 +36,7 @@ class Streams:
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self.static: StaticRows | None = None
+        self.static: DeviceCounters | None = None
         self.ahead = False
         self._standing: Standing | None = None
 
@@ -51,7 +51,7 @@ class Streams:
         return self._standing
 
     @property
-    def rows(self) -> Rows | None:
+    def rows(self) -> Counters | None:
         return self.standing.rows if self.standing else None
 
     @property
@@ -59,7 +59,7 @@ class Streams:
         return self.standing.columns if self.standing else 0
 
     @property
-    def trail(self) -> Trail | None:
+    def trail(self) -> History | None:
         return self.standing.trail if self.standing else None
 
     @property
@@ -80,18 +80,18 @@ class Streams:
             self.static.set(standing.rows)
         else:
             device = self.static.seen.device if device is None else device
-            self.static = StaticRows(standing.rows, self.room, device)
+            self.static = DeviceCounters(standing.rows, self.room, device)
 
-    def advance(self, rows: Rows, columns: int, real: torch.Tensor | None, recording: bool, device) -> None:
+    def advance(self, rows: Counters, columns: int, real: torch.Tensor | None, recording: bool, device) -> None:
         """A call of `columns` columns, of which `real` are tokens (None: all), leaves the streams at `rows`."""
         self.stand(self._after(rows, columns, real, recording), device)
 
-    def _after(self, rows: Rows, columns: int, real: torch.Tensor | None, recording: bool) -> Standing:
-        before = self._standing or Standing(Rows.empty(len(rows)), 0, Trail.empty(len(rows), self.room))
+    def _after(self, rows: Counters, columns: int, real: torch.Tensor | None, recording: bool) -> Standing:
+        before = self._standing or Standing(Counters.empty(len(rows)), 0, History.empty(len(rows), self.room))
         trail = before.trail.advance(before.rows, rows, columns, real, recording)
         return Standing(rows, before.columns + columns, trail)
 
-    def back(self, rows: Rows, columns: int) -> None:
+    def back(self, rows: Counters, columns: int) -> None:
         """The last `columns` columns have been taken back, which leaves the streams at `rows`."""
         self.stand(Standing(rows, self.columns - columns, self.trail.back(rows, columns)))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..plan.reach import BlockStep, Reach, TokenStep
+from ..plan.reach import BlockPlan, Reach, TokenPlan
 from .columns import take
 from .history import RECORDED_COLUMNS
 
@@ -48,7 +48,7 @@ class Evicted:
         return Evicted(keys, values, picked(self.positions), picked(self.base))
 
 
-def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, step: TokenStep, reach: Reach) -> Evicted | None:
+def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, step: TokenPlan, reach: Reach) -> Evicted | None:
     """What the one new token of every row is about to overwrite in the ring `keys`, `values`; None while it is free."""
     if step.used < reach.visible_size:
         return None
@@ -61,7 +61,7 @@ def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, step: TokenStep, 
     return Evicted(take(keys, slot), take(values, slot), positions.masked_fill(~gone, NOWHERE), base)
 
 
-def evicted_by_block(ring: tuple, layout: tuple, step: BlockStep, reach: Reach) -> Evicted | None:
+def evicted_by_block(ring: tuple, layout: tuple, step: BlockPlan, reach: Reach) -> Evicted | None:
     """What a block of new columns pushes out: cached tokens, from `ring`, and its own older ones, from `layout`.
 
     Both are (keys, values): the buffers before the call, in slots, and past and new as `step` lays them out.

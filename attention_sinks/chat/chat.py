@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
-from ..architecture.setup import injection_of
+from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.snapshot import restore_snapshot, settings_of, take_snapshot
 from ..cache.storage import read_file, write_file
@@ -93,7 +93,7 @@ class StreamingChat:
 
     def make_cache(self, sink_size: int) -> Cache:
         """The cache of this chat: the model's sizes, with at least `sink_size` sinks."""
-        settings = injection_of(self.model).settings
+        settings = setup_of(self.model).settings
         return AttentionSinkKVCache(self.model, max(sink_size, settings.sink_size), settings.window_size)
 
     def send(self, text: str | Sequence[str]) -> Iterator[str] | Iterator[list[str]]:
@@ -160,7 +160,7 @@ class StreamingChat:
         """
         if not isinstance(self.cache, AttentionSinkKVCache):
             raise NotImplementedError(f"a chat in a {type(self.cache).__name__} cannot be saved; use a StreamingChat.")
-        tensors, cache = take_snapshot(self.cache, injection_of(self.model).model)
+        tensors, cache = take_snapshot(self.cache, setup_of(self.model).model)
         state = {
             "kind": KIND,
             "cache": cache,

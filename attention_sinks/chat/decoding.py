@@ -17,13 +17,13 @@ ANSWER_LENGTH = 1024
 Feed = Callable[..., torch.Tensor]
 """Calls the model: `input_ids`, `attention_mask` (None: all are tokens) and the like to logits [batch, n, words]."""
 
-Step = tuple[list[int | None], list[bool]]
+Said = tuple[list[int | None], list[bool]]
 """By row: the token said, None for one that only ends the answer and after its end; whether the answer has ended."""
 
 
 def decode(
     model: Any, tokenizer: Any, prompts: list[list[int]], generation_config: GenerationConfig, feed: Feed
-) -> Iterator[Step]:
+) -> Iterator[Said]:
     """Answer `prompts` as `generate` would, greedily or by sampling; it prepares processors and stopping criteria.
 
     Parameters
@@ -71,7 +71,7 @@ def _steps(
     mask: torch.Tensor,
     feed: Feed,
     **model_kwargs: Any,
-) -> Iterator[Step]:
+) -> Iterator[Said]:
     """The decoding loop that `generate` runs with what it has prepared."""
     ends = generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
-from ..architecture.setup import injection_of
+from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..streaming.checks import check_kind_of_cache
 from ..streaming.masks import check_position_ids, real_columns
@@ -60,7 +60,7 @@ def prepare_cache(
         for plane in planes:  # several where text and images have positions of their own
             check_position_ids(plane, real, rows, columns, None)
     rows_may_end = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-    if rows_may_end and not injection_of(model).has_states:  # states take in what follows the end of a row
+    if rows_may_end and not setup_of(model).has_states:  # states take in what follows the end of a row
         model_kwargs[FINISHED] = FinishedRows()
         setattr(generation_config, WATCHER, model_kwargs[FINISHED])
     if generation_config.is_assistant:

@@ -24,4 +24,4 @@ def _alibi(base: BloomModel) -> Alibi:
     return Alibi(alibi_slopes(base.config.n_head))
 
 
-ARCHITECTURE = Architecture("BloomAttention", LinearBias(_alibi), forward=_attention, takes_mask=False)
+ARCHITECTURE = Architecture("BloomAttention", LinearBias(_alibi), forward=_attention, accepts_4d_mask=False)

@@ -10,7 +10,7 @@ from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST_WIDE
 from ..streaming.attention import attend
 from ..streaming.bound_cache import LayerView
 from ..versions import is_handed_position_embeddings
-from .gptj import table_limit, turned_width
+from .gptj import rotated_width, table_limit
 
 
 def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
@@ -24,7 +24,7 @@ def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
 
 if is_handed_position_embeddings(CodeGenAttention):
     ARCHITECTURE = Architecture(
-        "CodeGenAttention", RopeTable(turned_width, NEIGHBOURS_SINE_FIRST_WIDE), limit=table_limit
+        "CodeGenAttention", RopeTable(rotated_width, NEIGHBOURS_SINE_FIRST_WIDE), limit=table_limit
     )
 else:
-    ARCHITECTURE = Architecture("CodeGenAttention", RopeTable(turned_width), forward=_attention, limit=table_limit)
+    ARCHITECTURE = Architecture("CodeGenAttention", RopeTable(rotated_width), forward=_attention, limit=table_limit)

@@ -47,4 +47,4 @@ WIDE_TRAILING_HALVES = replace(TRAILING_HALVES, embed=_embed_wide)
 
 def sparse(attention: str, pairing: Pairing = TRAILING_HALVES) -> Architecture:
     """The row of a model whose attention modules are `attention` and have an indexer each, or use that of another."""
-    return Architecture(attention, Rope(pairing), rotated="values", others=_indexers, limit=_limit)
+    return Architecture(attention, Rope(pairing), rotated="values", extra_patches=_indexers, limit=_limit)

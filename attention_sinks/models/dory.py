@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.layer_kinds import LayerKind, layer_kinds
 from ..architecture.spec import Architecture, Position, Rope
-from ..plan.call import Call
+from ..plan.call import CallPlan
 from ..streaming.attention import attend_cached
 from ..streaming.bound_cache import CallView, LayerView, name_of_view
 
@@ -44,7 +44,7 @@ class LoopedRope(Rope):
 class DoryView(CallView):
     """What the base model takes for a cache that has the layers of all its loops, and appends none to."""
 
-    def __init__(self, cache: AttentionSinkKVCache | None, call: Call) -> None:
+    def __init__(self, cache: AttentionSinkKVCache | None, call: CallPlan) -> None:
         super().__init__(cache, call)
         self.layers = list(call.layout.reaches)
 
@@ -55,7 +55,7 @@ def _attention(module, hidden_states: torch.Tensor, layer: LayerView, cache_offs
         for project in (module.q_proj, module.k_proj, module.v_proj)
     )
     call, weight = layer.call, (module.sqk * module.sqk_scale).view(-1, 1, module.head_dim)
-    whole: Call = kwargs[name_of_view(module, kwargs)].call
+    whole: CallPlan = kwargs[name_of_view(module, kwargs)].call
     _check_loops(module.config, len(whole.layout.reaches))
     place = torch.maximum(call.step.cache_position, whole.steps[0].cache_position.to(hidden_states.device))
     query = call.rotate(module.q_norm(query), call.rotary.embeddings(place, query.dtype)) * weight.square()
@@ -81,7 +81,7 @@ def _kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
     return _with_loops(config, layer_kinds(config))
 
 
-def _refuses(config: PreTrainedConfig) -> str | None:
+def _unsupported_reason(config: PreTrainedConfig) -> str | None:
     if config.recurrent_kv_cache_mode == "last_loop":
         return (
             "with recurrent_kv_cache_mode='last_loop' lets its loops see other keys for a text in one call than for "
@@ -96,6 +96,6 @@ ARCHITECTURE = Architecture(
     forward=_attention,
     view=DoryView,
     kinds=_kinds,
-    refuses=_refuses,
+    unsupported_reason=_unsupported_reason,
     notes="middle layers run in loops, each with keys of its own",
 )

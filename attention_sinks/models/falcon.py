@@ -43,7 +43,7 @@ def _alibi(base: transformers.FalconModel) -> Alibi:
     return Alibi(alibi_slopes(heads), (base.config.hidden_size // heads) ** -0.5, torch.bfloat16)
 
 
-def _refuses(config: PreTrainedConfig) -> str | None:
+def _unsupported_reason(config: PreTrainedConfig) -> str | None:
     if config.alibi and config._attn_implementation == "eager":
         return (
             "with alibi=True and attn_implementation='eager' adds its bias twice in Transformers itself; use "
@@ -58,8 +58,8 @@ ARCHITECTURE = Architecture(
     "FalconAttention",
     _positions,
     forward=_attention,
-    takes_mask=False,
-    refuses=_refuses,
+    accepts_4d_mask=False,
+    unsupported_reason=_unsupported_reason,
     notes="`alibi=True`: ALiBi, sdpa only",
 )
 

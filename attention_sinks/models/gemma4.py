@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architecture.setup import Injection, injection_of, named_arguments
+from ..architecture.setup import Setup, named_arguments, setup_of
 from ..architecture.spec import Architecture
 from ..cache.cache import AttentionSinkKVCache
 from ..positions.rotary import Rotary
@@ -26,22 +26,22 @@ class SharedStates(Mapping):
     They are made when they are asked for: by then tokens that were drafted in vain have been taken back.
     """
 
-    def __init__(self, cache: AttentionSinkKVCache, injection: Injection) -> None:
-        self.cache, self.injection = cache, injection
-        names = injection.model.config.layer_types
-        self.layers = {names[index]: index for index, kind in enumerate(injection.kinds) if kind.stores}
+    def __init__(self, cache: AttentionSinkKVCache, setup: Setup) -> None:
+        self.cache, self.setup = cache, setup
+        names = setup.model.config.layer_types
+        self.layers = {names[index]: index for index, kind in enumerate(setup.kinds) if kind.stores}
 
     def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Both [1, num_key_value_heads, tokens, head_dim]."""
         layer, streams = self.cache.layers[self.layers[name]], self.cache.streams
-        rotary = self.injection.positions(self.cache.settings)[self.layers[name]]
+        rotary = self.setup.positions(self.cache.settings)[self.layers[name]]
         (seen,), (base,), reach = streams.rows.seen, streams.rows.base, layer.reach
         sinks = range(min(reach.sink_size, seen))
         recent = range(max(reach.sink_size, seen - reach.window_size), seen)
         slots = reach.slot_of(torch.tensor([*sinks, *recent], device=layer.keys.device))
         keys, values = layer.keys[:, :, slots], layer.values[:, :, slots]
-        nearer = _turned(layer.sinks[:, :, : len(sinks)], rotary, streams.columns - min(seen, reach.cached_size))
-        recent_keys = _turned(keys[:, :, len(sinks) :], rotary, streams.columns - seen + base)
+        nearer = _rotated(layer.sinks[:, :, : len(sinks)], rotary, streams.columns - min(seen, reach.cached_size))
+        recent_keys = _rotated(keys[:, :, len(sinks) :], rotary, streams.columns - seen + base)
         return torch.cat([nearer, recent_keys], dim=2), values
 
     def __iter__(self) -> Iterator[str]:
@@ -51,7 +51,7 @@ class SharedStates(Mapping):
         return len(self.layers)
 
 
-def _turned(keys: torch.Tensor, rotary: Rotary, shift: int) -> torch.Tensor:
+def _rotated(keys: torch.Tensor, rotary: Rotary, shift: int) -> torch.Tensor:
     return rotary.pairing.rotate(keys, rotary.tables(torch.tensor([[shift]], device=keys.device)))
 
 
@@ -61,13 +61,13 @@ def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwarg
     wanted = given.pop("return_shared_kv_states", False)
     output = previous(**given) if previous is not None else type(head).forward(head, **given)
     if wanted and isinstance(output[CACHE], AttentionSinkKVCache):
-        output["shared_kv_states"] = SharedStates(output[CACHE], injection_of(head))
+        output["shared_kv_states"] = SharedStates(output[CACHE], setup_of(head))
     return output
 
 
-def _others(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
+def _extra_patches(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
     return [(model, _head)] if model is not base else []
 
 
-TEXT = Architecture("Gemma4TextAttention", others=_others)
-UNIFIED = Architecture("Gemma4UnifiedTextAttention", others=_others)
+TEXT = Architecture("Gemma4TextAttention", extra_patches=_extra_patches)
+UNIFIED = Architecture("Gemma4UnifiedTextAttention", extra_patches=_extra_patches)

@@ -26,7 +26,7 @@ def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
     return module.resid_dropout(module.out_proj(output.flatten(2))), weights
 
 
-def turned_width(config: PreTrainedConfig) -> int:
+def rotated_width(config: PreTrainedConfig) -> int:
     """Dimensions of a head that are turned."""
     return config.rotary_dim or config.hidden_size // config.num_attention_heads
 
@@ -36,17 +36,21 @@ def table_limit(config: PreTrainedConfig) -> Limit:
     return Limit(length, f"its table of positions ends at config.max_position_embeddings={length}")
 
 
-def _refuses(config: PreTrainedConfig) -> str | None:
+def _unsupported_reason(config: PreTrainedConfig) -> str | None:
     if "flash" in (config._attn_implementation or ""):  # another class, with its own way through the cache
         return f"does not stream with {config._attn_implementation}; use attn_implementation='eager'."
     return None
 
 
 if is_handed_position_embeddings(GPTJAttention):
-    ARCHITECTURE = Architecture("GPTJAttention", RopeTable(turned_width, NEIGHBOURS_SINE_FIRST), limit=table_limit)
+    ARCHITECTURE = Architecture("GPTJAttention", RopeTable(rotated_width, NEIGHBOURS_SINE_FIRST), limit=table_limit)
 else:
     ARCHITECTURE = Architecture(
-        "GPTJAttention", RopeTable(turned_width), forward=_attention, limit=table_limit, refuses=_refuses
+        "GPTJAttention",
+        RopeTable(rotated_width),
+        forward=_attention,
+        limit=table_limit,
+        unsupported_reason=_unsupported_reason,
     )
 
 

@@ -13,12 +13,12 @@ from ..architecture.spec import Architecture, Position, Rope, sliding_layers
 
 
 @dataclass(frozen=True)
-class RopeWhereTurned(Rope):
+class RopeWhereRotated(Rope):
     """Rotary positions of which layers that do not turn hear nothing."""
 
     def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
         positions = super().of_layers(base, length)
-        return tuple(position if position.turned else None for position in positions)
+        return tuple(position if position.rotates else None for position in positions)
 
 
-ARCHITECTURE = Architecture("LaraMiniAttention", RopeWhereTurned(turns=sliding_layers))
+ARCHITECTURE = Architecture("LaraMiniAttention", RopeWhereRotated(rotates=sliding_layers))

@@ -31,7 +31,7 @@ def _limit(config: PreTrainedConfig) -> Limit:
     return Limit(config.max_seq_len, f"its ALiBi table ends at config.max_seq_len={config.max_seq_len}")
 
 
-def _refuses(config: PreTrainedConfig) -> str | None:
+def _unsupported_reason(config: PreTrainedConfig) -> str | None:
     attention = config.attn_config
     for name in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
         if getattr(attention, name, False):
@@ -46,7 +46,7 @@ ARCHITECTURE = Architecture(
     LinearBias(_alibi),
     forward=_attention,
     limit=_limit,
-    refuses=_refuses,
+    unsupported_reason=_unsupported_reason,
     notes="its config may turn the cache off: pass `use_cache=True` to `generate`",
 )
 

@@ -20,8 +20,8 @@ from ..architecture.layer_kinds import LayerKind
 from ..architecture.setup import named_arguments
 from ..architecture.spec import Architecture, Rope
 from ..cache.cache import AttentionSinkKVCache
-from ..plan.call import Call
-from ..plan.reach import TokenStep
+from ..plan.call import CallPlan
+from ..plan.reach import TokenPlan
 from ..streaming.bound_cache import CallView, name_of_view
 from ..versions import CACHE
 
@@ -75,10 +75,10 @@ def _recurrence(
     return outputs, own.recurrent_states
 
 
-def _stream_position(call: Call, device: torch.device) -> torch.Tensor:
+def _stream_position(call: CallPlan, device: torch.device) -> torch.Tensor:
     """[R, n], how many tokens of its row came before each; negative for padding before the first."""
     step = call.steps[0]
-    return (step.position if isinstance(step, TokenStep) else step.query_position).to(device)
+    return (step.position if isinstance(step, TokenPlan) else step.query_position).to(device)
 
 
 def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
@@ -93,7 +93,7 @@ def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwarg
     return output
 
 
-def _others(model: PreTrainedModel, base: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable]]:
+def _extra_patches(model: PreTrainedModel, base: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable]]:
     if model is not base:
         yield model, _head
     for index, (layer, kind) in enumerate(zip(base.layers, _kinds(base.config), strict=True)):
@@ -112,7 +112,7 @@ def _rope(config: PreTrainedConfig) -> Rope:
     return Rope(module=f"layers.{index}.temporal_block.rotary_emb")
 
 
-def _refuses(config: PreTrainedConfig) -> str | None:
+def _unsupported_reason(config: PreTrainedConfig) -> str | None:
     if not any(kind.attends for kind in _kinds(config)):
         return f"with num_hidden_layers={config.num_hidden_layers} has no attention; use one with more layers."
     return None
@@ -123,7 +123,7 @@ ARCHITECTURE = Architecture(
     _rope,
     view=RecurrentGemmaView,
     kinds=_kinds,
-    takes_mask=False,
-    others=_others,
-    refuses=_refuses,
+    accepts_4d_mask=False,
+    extra_patches=_extra_patches,
+    unsupported_reason=_unsupported_reason,
 )

@@ -1,6 +1,7 @@
 """The table of supported architectures as Markdown, for the installed Transformers.
 
-`python -m attention_sinks.models.support_table` prints it; with the path of a README it is also put between the markers there.
+`python -m attention_sinks.models.support_table` prints it; with a path, the table also goes between the
+markers of that file.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _positions(architecture: Architecture, config: PreTrainedConfig) -> str:
     if not isinstance(scheme, Rope):
         names = {RopeTable: "rotary (neighbours)", LinearBias: "ALiBi", StoredSlopes: "ALiBi", NoPositions: "none"}
         return names[type(scheme)]
-    turns = [scheme.turns(config, index) for index in range(config.num_hidden_layers)]
+    turns = [scheme.rotates(config, index) for index in range(config.num_hidden_layers)]
     pairing = "neighbours" if scheme.pairing.spread is NEIGHBOURS.spread else "halves"
     return f"rotary ({pairing})" + ("" if all(turns) else ", in some layers none")
 
@@ -88,7 +89,7 @@ def _streams_with(architecture: Architecture, config: PreTrainedConfig, implemen
         config._attn_implementation = implementation
     except ValueError:  # some configs know better than the flag of their class
         return False
-    return not architecture.refuses(config)
+    return not architecture.unsupported_reason(config)
 
 
 def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from ..architecture.spec import Architecture
 
 
-def _refuses(config: PreTrainedConfig) -> str | None:
+def _unsupported_reason(config: PreTrainedConfig) -> str | None:
     if config.attention_bias:  # the bias is added where padding has been set to zero
         return (
             "with attention_bias=True convolves padding into the first tokens of a row, in Transformers itself; use a "
@@ -19,4 +19,6 @@ def _refuses(config: PreTrainedConfig) -> str | None:
     return None
 
 
-ARCHITECTURE = Architecture("ZayaAttention", refuses=_refuses, notes="keys are convolved before they are cached")
+ARCHITECTURE = Architecture(
+    "ZayaAttention", unsupported_reason=_unsupported_reason, notes="keys are convolved before they are cached"
+)

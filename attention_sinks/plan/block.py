@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .counters import Rows
-from .reach import BlockStep, QueryBlock, Reach, counters
+from .counters import Counters
+from .reach import BlockPlan, QueryBlock, Reach, counters
 
 MASKED = torch.finfo(torch.float32).min
 
 
-def block_step(rows: Rows, counts: list[int], columns: int, reach: Reach, block_size: int) -> BlockStep:
+def plan_block(rows: Counters, counts: list[int], columns: int, reach: Reach, block_size: int) -> BlockPlan:
     """The step of a call of `columns` columns of which the last `counts[row]` are row's new tokens."""
     alike = len(set(zip(rows.seen, rows.base, counts, strict=True))) == 1
     t, base = counters(rows, alike)
@@ -23,8 +23,8 @@ def block_step(rows: Rows, counts: list[int], columns: int, reach: Reach, block_
     else:
         cache_position = query.clamp(min=0, max=reach.cached_size)
     delta = model_position - cache_position
-    where = _Layout(t, count, columns, has_past, reach)
-    return BlockStep(
+    where = _KeyLayout(t, count, columns, has_past, reach)
+    return BlockPlan(
         position=t,
         count=count,
         idle=None if min(counts) else count[:, 0] == 0,
@@ -41,7 +41,7 @@ def block_step(rows: Rows, counts: list[int], columns: int, reach: Reach, block_
     )
 
 
-class _Layout:
+class _KeyLayout:
     """Which token lies where in the key layout of a block; every answer is [R, …] or [layout]."""
 
     def __init__(self, t: torch.Tensor, count: torch.Tensor, columns: int, has_past: bool, reach: Reach) -> None:

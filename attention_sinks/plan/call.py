@@ -9,20 +9,20 @@ import torch
 
 from ..positions.alibi import Alibi
 from ..positions.rotary import Rotary, Tables
-from .layers import Layout
-from .reach import Reach, Step, TokenStep, to_device
+from .layers import LayerTable
+from .reach import Plan, Reach, TokenPlan, to_device
 from .token import slot_places
 
-CALL_ARGUMENT = "attention_sink_call"
-"""The keyword under which an attention module hands its `LayerCall` to the attention function."""
+LAYER_PLAN = "attention_sink_call"
+"""The keyword under which an attention module hands its `LayerPlan` to the attention function."""
 
 
 @dataclass(frozen=True)
-class LayerCall:
+class LayerPlan:
     """What one layer needs for one call, on its own device and in its own dtype."""
 
     reach: Reach
-    step: Step
+    step: Plan
     position_embeddings: Tables | None
     """Cosines and sines of the new tokens' model positions; None for a layer without rotation."""
     turn: Tables | None
@@ -38,32 +38,32 @@ class LayerCall:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallPlan:
     """One call of the base model.
 
     Parameters
     ----------
-    steps : tuple of Step
+    steps : tuple of Plan
         One for each of `layout.distinct_reaches`.
-    layout : Layout
+    layout : LayerTable
         What each layer's queries see, and how it knows where its keys are.
     implementation : str
         The attention implementation the user chose.
     """
 
-    steps: tuple[Step, ...]
-    layout: Layout
+    steps: tuple[Plan, ...]
+    layout: LayerTable
     implementation: str
     _made: dict = field(default_factory=dict, repr=False)
 
-    def at(self, layer_idx: int, like: torch.Tensor) -> LayerCall:
+    def at(self, layer_idx: int, like: torch.Tensor) -> LayerPlan:
         """The call as layer `layer_idx` needs it, whose hidden states are like `like`; made once per kind of layer."""
         key = (self.layout.groups[layer_idx], like.device, like.dtype)
         if key not in self._made:
             self._made[key] = self._make(layer_idx, like)
         return self._made[key]
 
-    def _make(self, layer_idx: int, like: torch.Tensor) -> LayerCall:
+    def _make(self, layer_idx: int, like: torch.Tensor) -> LayerPlan:
         reach, position = self.layout.reaches[layer_idx], self.layout.positions[layer_idx]
         step = self.steps[self.layout.steps[layer_idx]]
         step = step if like.device.type == "cpu" else to_device(step, like.device)
@@ -71,10 +71,10 @@ class Call:
         if isinstance(position, Rotary):
             rotary = position
             embeddings, rotate = position.embeddings(step.model_position, like.dtype), position.pairing.rotate
-            if step.delta is not None and position.turned:
-                turn = position.tables(step.delta if isinstance(step, TokenStep) else -step.delta)
+            if step.delta is not None and position.rotates:
+                turn = position.tables(step.delta if isinstance(step, TokenPlan) else -step.delta)
         if isinstance(position, Alibi):
             alibi = position
-            if isinstance(step, TokenStep):
+            if isinstance(step, TokenPlan):
                 token_bias = alibi.bias(step.cache_position, slot_places(step, reach)[:, None])
-        return LayerCall(reach, step, embeddings, turn, rotate, rotary, alibi, token_bias, self.implementation)
+        return LayerPlan(reach, step, embeddings, turn, rotate, rotary, alibi, token_bias, self.implementation)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Rows:
+class Counters:
     """Where every row of a batch stands in its own stream. Immutable: a call makes the next one.
 
     Attributes
@@ -21,24 +21,24 @@ class Rows:
     base: tuple[int, ...]
 
     @classmethod
-    def empty(cls, batch_size: int) -> Rows:
+    def empty(cls, batch_size: int) -> Counters:
         return cls((0,) * batch_size, (0,) * batch_size)
 
     def __len__(self) -> int:
         return len(self.seen)
 
-    def advance(self, counts: tuple[int, ...]) -> Rows:
+    def advance(self, counts: tuple[int, ...]) -> Counters:
         """The rows after each has fed `counts[row]` more real tokens."""
         return replace(self, seen=tuple(t + n for t, n in zip(self.seen, counts, strict=True)))
 
-    def select(self, indices: list[int]) -> Rows:
+    def select(self, indices: list[int]) -> Counters:
         """The rows at `indices`, in that order, with repetitions."""
-        return Rows(tuple(self.seen[i] for i in indices), tuple(self.base[i] for i in indices))
+        return Counters(tuple(self.seen[i] for i in indices), tuple(self.base[i] for i in indices))
 
-    def back(self, counts: tuple[int, ...], room: int) -> Rows:
+    def back(self, counts: tuple[int, ...], room: int) -> Counters:
         """The rows before each fed its last `counts[row]` tokens; bases stay as low as `shift_for` leaves them."""
         seen = tuple(t - n for t, n in zip(self.seen, counts, strict=True))
-        return Rows(seen, tuple(min(b, max(0, t - room)) for t, b in zip(seen, self.base, strict=True)))
+        return Counters(seen, tuple(min(b, max(0, t - room)) for t, b in zip(seen, self.base, strict=True)))
 
     def shift_for(self, new_tokens: int, room: int) -> tuple[int, ...]:
         """By how much each base has to move before a call of `new_tokens`; all zero when there is room.
@@ -52,5 +52,5 @@ class Rows:
             return (0,) * len(self)
         return tuple(max(0, position - room) for position in ahead)
 
-    def rebase(self, shift: tuple[int, ...]) -> Rows:
+    def rebase(self, shift: tuple[int, ...]) -> Counters:
         return replace(self, base=tuple(b + s for b, s in zip(self.base, shift, strict=True)))

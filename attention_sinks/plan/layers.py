@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LayerTable:
     """Facts about every layer, worked out once for each pair of S and W and shared by all calls.
 
     Parameters

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from .counters import Rows
+from .counters import Counters
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class TokenStep:
+class TokenPlan:
     """One new token per row: write one slot, turn the sinks by `delta`, attend over the buffer in place.
 
     R is 1 when all rows agree and the batch size otherwise.
@@ -86,7 +86,7 @@ class QueryBlock:
 
 
 @dataclass(frozen=True)
-class BlockStep:
+class BlockPlan:
     """Several new tokens per row, padding on the left: attend over cached and new keys, then keep the last."""
 
     position: torch.Tensor
@@ -116,16 +116,16 @@ class BlockStep:
     blocks: tuple[QueryBlock, ...]
 
 
-Step = TokenStep | BlockStep
+Plan = TokenPlan | BlockPlan
 
 
-def counters(rows: Rows, alike: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def counters(rows: Counters, alike: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """`seen` and `base` as [R, 1] tensors; R is 1 when all rows are alike."""
     count = 1 if alike else len(rows)
     return torch.tensor(rows.seen[:count])[:, None], torch.tensor(rows.base[:count])[:, None]
 
 
-def to_device(step: Step, device: torch.device) -> Step:
+def to_device(step: Plan, device: torch.device) -> Plan:
     """The same step with its tensors on `device`."""
 
     def moved(value):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .counters import Rows
-from .reach import Reach, TokenStep, counters
+from .counters import Counters
+from .reach import Reach, TokenPlan, counters
 
 
-def token_step(rows: Rows, active: list[bool], reach: Reach) -> TokenStep:
+def plan_token(rows: Counters, active: list[bool], reach: Reach) -> TokenPlan:
     """The step of one new token per row; a row that is not `active` keeps its stream as it is."""
     everyone = all(active)
     alike = everyone and len(set(zip(rows.seen, rows.base, strict=True))) == 1
@@ -17,7 +17,7 @@ def token_step(rows: Rows, active: list[bool], reach: Reach) -> TokenStep:
     delta = t - base - cached
     used = min(max(rows.seen) + 1, reach.visible_size)
     full = min(rows.seen) >= used - 1 and not reach.chunked
-    return TokenStep(
+    return TokenPlan(
         position=t,
         slot=reach.slot_of(rows.seen[0]) if alike else reach.slot_of(t[:, 0]),
         used=used,
@@ -37,7 +37,7 @@ def visible_slots(t: torch.Tensor, used: int, reach: Reach) -> torch.Tensor:
     return (reach.slot_of(t) - slots) % reach.visible_size <= t % reach.visible_size
 
 
-def slot_order(step: TokenStep, reach: Reach) -> torch.Tensor:
+def slot_order(step: TokenPlan, reach: Reach) -> torch.Tensor:
     """[R, used], slots from the oldest token to the newest: sinks, window, current."""
     t, slots = step.position, torch.arange(step.used, device=step.position.device)
     oldest = reach.slot_of((t - reach.window_size).clamp(min=reach.sink_size))
@@ -45,7 +45,7 @@ def slot_order(step: TokenStep, reach: Reach) -> torch.Tensor:
     return torch.where((slots < reach.sink_size) | (t <= reach.cached_size), slots, ring)
 
 
-def slot_places(step: TokenStep, reach: Reach) -> torch.Tensor:
+def slot_places(step: TokenPlan, reach: Reach) -> torch.Tensor:
     """[R, used], the place within the cache of what each slot holds; negative or wrong where a slot is not in use."""
     slots = torch.arange(step.used, device=step.position.device)
     age = (reach.slot_of(step.position) - slots) % (reach.window_size + 1)

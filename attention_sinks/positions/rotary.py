@@ -145,13 +145,13 @@ class Rotary:
         may change the buffers they are read from.
     pairing : Pairing
         How the architecture pairs dimensions.
-    turned : bool, default True
+    rotates : bool, default True
         False for a layer that is handed cosines and sines but leaves its queries and keys as they are.
     """
 
     frequencies: Frequencies
     pairing: Pairing
-    turned: bool = True
+    rotates: bool = True
 
     def tables(self, positions: torch.Tensor) -> Tables:
         """Cosines and sines of `positions` [R, n], each [R, n, d] in float32."""

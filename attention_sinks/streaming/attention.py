@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AttentionInterface
 
 from ..cache.columns import take
-from ..plan.call import CALL_ARGUMENT, LayerCall
-from ..plan.reach import BlockStep, QueryBlock, TokenStep
+from ..plan.call import LAYER_PLAN, LayerPlan
+from ..plan.reach import BlockPlan, QueryBlock, TokenPlan
 from ..plan.token import slot_order
 from .bound_cache import LayerView
 
@@ -55,8 +55,8 @@ def attention_sinks_attention(
         Output [batch, n, num_attention_heads, head_dim] and, with the eager implementation, the weights
         [batch, num_attention_heads, n, columns], columns in the order of the stream.
     """
-    call: LayerCall = kwargs.pop(CALL_ARGUMENT)
-    if isinstance(call.step, BlockStep):
+    call: LayerPlan = kwargs.pop(LAYER_PLAN)
+    if isinstance(call.step, BlockPlan):
         return _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key_bias)
     options = {name: option for name, option in (("softcap", softcap), ("s_aux", s_aux)) if option is not None}
     mask = _token_mask(call, query, key_bias)
@@ -76,7 +76,7 @@ def attend(module: nn.Module, query, key, value, layer: LayerView, scaling: floa
 
 def attend_cached(module: nn.Module, query, key, value, layer: LayerView, scaling: float, dropout: float, **options):
     """Attention alone, over the keys and values that `layer.update` returned."""
-    arguments = {CALL_ARGUMENT: layer.call, "scaling": scaling, "dropout": dropout, **options}
+    arguments = {LAYER_PLAN: layer.call, "scaling": scaling, "dropout": dropout, **options}
     return attention_sinks_attention(module, query, key, value, None, **arguments)
 
 
@@ -85,7 +85,7 @@ def attend_cached(module: nn.Module, query, key, value, layer: LayerView, scalin
 
 def _attend_token(module, query, key, value, mask, call, scaling, dropout, **kwargs):
     """All keys of the buffer are visible and their order matters to biases alone: any implementation will do."""
-    step: TokenStep = call.step
+    step: TokenPlan = call.step
     if mask is not None and "flash" in call.implementation:
         mask = step.visible[:, 0, 0]
     elif mask is None and call.implementation == "eager":  # some add it without asking whether there is one
@@ -100,7 +100,7 @@ def _attend_token(module, query, key, value, mask, call, scaling, dropout, **kwa
     return output, weights
 
 
-def _token_mask(call: LayerCall, query: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor | None:
+def _token_mask(call: LayerPlan, query: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor | None:
     """[R, 1 or heads, 1, used]: which slots are in use, bool, or with a bias what is added to the scores."""
     visible, bias = call.step.visible, call.token_bias
     if key_bias is not None:
@@ -168,7 +168,7 @@ def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key
     return output.to(dtype), torch.cat(weights, dim=2).to(dtype) if weights else None
 
 
-def _block_biases(call: LayerCall, block: QueryBlock, key_heads: int, key_bias) -> tuple[torch.Tensor, torch.Tensor]:
+def _block_biases(call: LayerPlan, block: QueryBlock, key_heads: int, key_bias) -> tuple[torch.Tensor, torch.Tensor]:
     """What is added to the scores with the sinks and with the band, [R, 1 or key heads, 1 or groups, queries, keys]."""
     if key_bias is not None:
         key_bias = key_bias.float()[:, :, None, None]
@@ -177,7 +177,7 @@ def _block_biases(call: LayerCall, block: QueryBlock, key_heads: int, key_bias) 
         return block.sink_bias + on_sinks, block.bias + key_bias[..., block.keys]
     if call.alibi is None:
         return block.sink_bias, block.bias
-    step: BlockStep = call.step
+    step: BlockPlan = call.step
     place = step.cache_position[:, block.queries]
     evicted = step.query_position[:, block.queries] - place
     sinks = torch.arange(block.sink_bias.shape[-1], device=place.device).expand(*place.shape, -1)
@@ -215,7 +215,7 @@ def _mix(weights, value):
     return mixed.view(batch, heads, groups, columns, -1)
 
 
-def _in_stream_order(on_sinks, on_band, keys: slice, layout: int, step: BlockStep) -> torch.Tensor:
+def _in_stream_order(on_sinks, on_band, keys: slice, layout: int, step: BlockPlan) -> torch.Tensor:
     """Weights [batch, heads, n, columns]: sinks, window from old to new, new columns; columns never filled left out."""
     weights = on_band.new_zeros(*on_band.shape[:-1], layout)
     weights[..., keys] = on_band

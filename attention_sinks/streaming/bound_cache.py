@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..plan.call import Call, LayerCall
+from ..plan.call import CallPlan, LayerPlan
 from ..versions import LAYER_CACHE_NAMES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class CallView:
     where no cache is kept. Layers with states then find `NothingKept`.
     """
 
-    def __init__(self, cache: AttentionSinkKVCache | None, call: Call) -> None:
+    def __init__(self, cache: AttentionSinkKVCache | None, call: CallPlan) -> None:
         self.cache, self.call = cache, call
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
@@ -95,7 +95,7 @@ class NothingKept:
 class LayerView:
     """A cache as the attention of one layer uses it during one call; without one, new keys are all there is."""
 
-    def __init__(self, cache: AttentionSinkKVCache | None, call: LayerCall) -> None:
+    def __init__(self, cache: AttentionSinkKVCache | None, call: LayerPlan) -> None:
         self.cache, self.call = cache, call
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..architecture.setup import Injection
+from ..architecture.setup import Setup
 from ..cache.cache import AttentionSinkKVCache
 
 
@@ -19,19 +19,19 @@ def check_kind_of_cache(cache: Any) -> None:
         )
 
 
-def check_cache(cache: Any, injection: Injection, batch_size: int) -> None:
+def check_cache(cache: Any, setup: Setup, batch_size: int) -> None:
     check_kind_of_cache(cache)
-    if not cache.serves(injection.model):
+    if not cache.serves(setup.model):
         raise ValueError("cache was made for another model; make one with AttentionSinkKVCache(model) for this model.")
-    if len(cache.layers) != len(injection.kinds):
+    if len(cache.layers) != len(setup.kinds):
         raise ValueError(
             f"cache was made for another number of layers, {len(cache.layers)}, than the model runs now, "
-            f"{len(injection.kinds)}; make a new AttentionSinkKVCache(model)."
+            f"{len(setup.kinds)}; make a new AttentionSinkKVCache(model)."
         )
-    if cache.settings.prefill != injection.settings.prefill:
+    if cache.settings.prefill != setup.settings.prefill:
         raise ValueError(
             f"cache was made with attention_sink_prefill={cache.settings.prefill!r}, but the model now has "
-            f"{injection.settings.prefill!r}; make a new AttentionSinkKVCache(model)."
+            f"{setup.settings.prefill!r}; make a new AttentionSinkKVCache(model)."
         )
     if cache.streams.seen and len(cache.streams.seen) != batch_size:
         raise ValueError(
@@ -48,15 +48,15 @@ def check_attentions(columns: int, visible_size: int) -> None:
         )
 
 
-def check_dense(injection: Injection, cache: AttentionSinkKVCache | None, new: torch.Tensor | int) -> None:
+def check_dense(setup: Setup, cache: AttentionSinkKVCache | None, new: torch.Tensor | int) -> None:
     """The tokens of a dense call see all that is cached and each other, however small the window."""
-    limit = injection.architecture.limit(injection.model.config)
+    limit = setup.architecture.limit(setup.model.config)
     cached = cache.tokens_cached if cache is not None and cache.streams.seen else 0
     sees = int(torch.as_tensor(cached + new).max())
     if limit is not None and sees > limit.tokens:
         raise ValueError(
             f"attention_sink_prefill='dense' lets the tokens of this call see {sees} tokens, but "
-            f"{injection.model.config.model_type} can have at most {limit.tokens}: {limit.reason}; make shorter calls "
+            f"{setup.model.config.model_type} can have at most {limit.tokens}: {limit.reason}; make shorter calls "
             "or use attention_sink_prefill='streaming'."
         )
 
@@ -71,11 +71,11 @@ def check_padding_of_states(real: torch.Tensor | None, order: torch.Tensor | Non
     )
 
 
-def check_single_tokens(injection: Injection, with_gradients: bool) -> None:
+def check_single_tokens(setup: Setup, with_gradients: bool) -> None:
     """A call that has to be cut into single tokens can be neither dense nor trained through."""
-    if with_gradients or injection.settings.prefill == "dense":
+    if with_gradients or setup.settings.prefill == "dense":
         raise NotImplementedError(
-            f"the states of {type(injection.model).__name__} start anew in every call of several tokens, in "
+            f"the states of {type(setup.model).__name__} start anew in every call of several tokens, in "
             "Transformers itself: with gradients or attention_sink_prefill='dense', pass one token at a time after the "
             "first call."
         )

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..architecture.setup import Injection, injection_of, named_arguments, parameter_names, tokens_of
-from ..plan.block import block_step
-from ..plan.call import CALL_ARGUMENT, Call
-from ..plan.counters import Rows
-from ..plan.reach import Reach, Step
-from ..plan.token import token_step
+from ..architecture.setup import Setup, named_arguments, parameter_names, setup_of, tokens_of
+from ..plan.block import plan_block
+from ..plan.call import LAYER_PLAN, CallPlan
+from ..plan.counters import Counters
+from ..plan.reach import Plan, Reach
+from ..plan.token import plan_token
 from ..versions import CACHE, with_both_names, with_cache_named
 from .bound_cache import CallView, LayerView, name_of_view
-from .compiled import graph_step, is_graph_step
+from .compiled import compiled_step, is_compiled_step
 from .inputs import Inputs, read_inputs
 
-PIECE_SIZE = 1024
+CHUNK_SIZE = 1024
 """Longer calls are cut into pieces of this many columns, so that a call of any length needs bounded memory."""
 
 QUERY_BLOCK = {"cpu": 64}
@@ -32,7 +32,7 @@ def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = 
     break it and run as they do without."""
     if not torch.compiler.is_compiling():
         return _stream(model, args, kwargs, previous)
-    if is_graph_step(model, args, kwargs):
+    if is_compiled_step(model, args, kwargs):
         return _step_in_graph(model, args, kwargs, previous)
     return _stream_outside_graph(model, args, kwargs, previous)
 
@@ -44,7 +44,7 @@ def _stream(model: nn.Module, args: tuple, kwargs: dict[str, Any], previous: Cal
     if inputs.cache is not None:
         inputs.cache.begin()
     try:
-        for piece in inputs.pieces(PIECE_SIZE):
+        for piece in inputs.pieces(CHUNK_SIZE):
             rows, output = _run(inputs, previous, piece, rows)
             whole = _joined(whole, output, piece, inputs.columns)
         if inputs.keep_cache:
@@ -63,17 +63,19 @@ _stream_outside_graph = torch.compiler.disable(_stream)
 
 def _step_in_graph(model: nn.Module, args: tuple, kwargs: dict[str, Any], previous: Callable | None):
     """One token per row, with counters that are tensors."""
-    call, cache, given = graph_step(model, args, kwargs)
+    call, cache, given = compiled_step(model, args, kwargs)
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
-    output = _call_previous(model, previous, **_arguments(injection_of(model), call, cache, given))
+    output = _call_previous(model, previous, **_arguments(setup_of(model), call, cache, given))
     output[CACHE] = cache
     return with_both_names(output) if return_dict is not False else output.to_tuple()
 
 
-def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) -> tuple[Rows, BaseModelOutputWithPast]:
+def _run(
+    inputs: Inputs, previous: Callable | None, piece: slice, rows: Counters
+) -> tuple[Counters, BaseModelOutputWithPast]:
     """One piece of a call: work out its step and run the layers; returns where the rows stand after it."""
-    injection = inputs.injection
-    layout = injection.layout(inputs.settings)
+    setup = inputs.setup
+    layout = setup.layer_table(inputs.settings)
     counts, columns = inputs.counts(piece), piece.stop - piece.start
     has_sinks = min(rows.seen) >= max(1, layout.with_sinks.sink_size)
     by_token = inputs.columns == 1 and has_sinks and not inputs.with_gradients
@@ -84,23 +86,23 @@ def _run(inputs: Inputs, previous: Callable | None, piece: slice, rows: Rows) ->
         if by_token:
             inputs.cache.commit(rows, 0, None, inputs.device)
     steps = tuple(_step(rows, counts, columns, reach, by_token, inputs.device) for reach in layout.distinct_reaches)
-    call = Call(steps, layout, injection.model.config._attn_implementation)
+    call = CallPlan(steps, layout, setup.model.config._attn_implementation)
     if by_token:
-        inputs.cache.turn_sinks(call)
-    arguments = _arguments(injection, call, inputs.cache, inputs.arguments(piece))
-    return rows.advance(counts), _call_previous(injection.model, previous, **arguments)
+        inputs.cache.rotate_sinks(call)
+    arguments = _arguments(setup, call, inputs.cache, inputs.arguments(piece))
+    return rows.advance(counts), _call_previous(setup.model, previous, **arguments)
 
 
-def _arguments(injection: Injection, call: Call, cache, given: dict[str, Any]) -> dict[str, Any]:
+def _arguments(setup: Setup, call: CallPlan, cache, given: dict[str, Any]) -> dict[str, Any]:
     """`given` and what else the base model's own forward is to be handed for `call`."""
     arguments = {**given, "position_ids": call.steps[0].cache_position.to(tokens_of(given).device), "return_dict": True}
-    return {**arguments, CACHE: injection.architecture.view(cache, call)}
+    return {**arguments, CACHE: setup.architecture.view(cache, call)}
 
 
-def _step(rows: Rows, counts: tuple[int, ...], columns: int, reach: Reach, by_token: bool, device) -> Step:
+def _step(rows: Counters, counts: tuple[int, ...], columns: int, reach: Reach, by_token: bool, device) -> Plan:
     if by_token:
-        return token_step(rows, [bool(count) for count in counts], reach)
-    return block_step(rows, counts, columns, reach, QUERY_BLOCK.get(device.type, 256))
+        return plan_token(rows, [bool(count) for count in counts], reach)
+    return plan_block(rows, counts, columns, reach, QUERY_BLOCK.get(device.type, 256))
 
 
 def _joined(whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast, piece: slice, columns: int):
@@ -110,7 +112,7 @@ def _joined(whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast
     known = {"last_hidden_state", "hidden_states", CACHE}
     if unknown := {name for name, value in part.items() if value is not None} - known:
         raise NotImplementedError(
-            f"a call longer than {PIECE_SIZE} tokens cannot return {', '.join(sorted(unknown))}; make shorter calls."
+            f"a call longer than {CHUNK_SIZE} tokens cannot return {', '.join(sorted(unknown))}; make shorter calls."
         )
     new = _hidden_states(part)
     if whole is None:
@@ -145,7 +147,7 @@ def attention_forward(module: nn.Module, *args: Any, previous: Callable | None =
         kwargs["position_embeddings"] = layer.call.position_embeddings
     elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
         kwargs["position_ids"] = layer.call.step.model_position
-    return _call_previous(module, previous, *args, **{**kwargs, CALL_ARGUMENT: layer.call})
+    return _call_previous(module, previous, *args, **{**kwargs, LAYER_PLAN: layer.call})
 
 
 def written_out_forward(

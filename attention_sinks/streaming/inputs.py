@@ -10,9 +10,9 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..architecture.layer_kinds import ATTENTION, LINEAR
-from ..architecture.setup import Injection, injection_of, named_arguments
+from ..architecture.setup import Setup, named_arguments, setup_of
 from ..cache.cache import AttentionSinkKVCache
-from ..plan.counters import Rows
+from ..plan.counters import Counters
 from ..settings import SinkSettings
 from ..versions import CACHE
 from .checks import check_attentions, check_cache, check_dense, check_padding_of_states, check_single_tokens
@@ -24,7 +24,7 @@ from .multimodal import refuse_media, text_arguments
 class Inputs:
     """A checked call of the base model, ready to be cut into pieces."""
 
-    injection: Injection
+    setup: Setup
     given: dict[str, Any]
     """Arguments by name, without those the library answers for: mask, positions, cache."""
     batch_size: int
@@ -45,13 +45,13 @@ class Inputs:
     @property
     def settings(self) -> SinkSettings:
         """The sizes of this call: the cache's, or the model's where there is none."""
-        return (self.injection if self.cache is None else self.cache).settings
+        return (self.setup if self.cache is None else self.cache).settings
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Counters:
         """Where the streams stand before the call."""
         rows = self.cache.streams.rows if self.cache is not None else None
-        return Rows.empty(self.batch_size) if rows is None else rows
+        return Counters.empty(self.batch_size) if rows is None else rows
 
     @property
     def tokens(self) -> torch.Tensor | None:
@@ -60,7 +60,7 @@ class Inputs:
 
     def pieces(self, size: int) -> list[slice]:
         """The columns of the call, cut into pieces of `size` where that changes nothing."""
-        if not self.injection.architecture.continues:
+        if not self.setup.architecture.states_continue:
             size = 1 if any(self.rows.seen) else self.columns
         elif not self.cuttable:
             size = self.columns
@@ -85,8 +85,8 @@ class Inputs:
 
     def _mask(self, piece: slice):
         """The mask for attention and, where there are states, the padding for them."""
-        ready = ready_mask(self.injection, self.device)
-        if ready is None or not self.injection.has_states:
+        ready = ready_mask(self.setup, self.device)
+        if ready is None or not self.setup.has_states:
             return ready
         padding = None if self.real is None else self.real[:, piece].long().to(self.device)
         return {**dict.fromkeys(ATTENTION, ready), **dict.fromkeys(LINEAR, padding)}
@@ -107,9 +107,9 @@ class Inputs:
         return output
 
 
-def ready_mask(injection: Injection, device: torch.device) -> torch.Tensor | None:
+def ready_mask(setup: Setup, device: torch.device) -> torch.Tensor | None:
     """A mask that base models take as it is and make no other: who sees whom is in the call's step."""
-    return torch.zeros((1, 1, 1, 1), device=device) if injection.architecture.takes_mask else None
+    return torch.zeros((1, 1, 1, 1), device=device) if setup.architecture.accepts_4d_mask else None
 
 
 def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs:
@@ -120,28 +120,28 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
     ValueError, TypeError, NotImplementedError
         Naming the argument, its value and the cure; nothing has been changed by then.
     """
-    injection = injection_of(model)
-    injection.architecture.check(model.config)
+    setup = setup_of(model)
+    setup.architecture.check(model.config)
     given = text_arguments(named_arguments(type(model), args, kwargs))
     refuse_media(model, given)
     batch_size, columns, device = _shape(given)
     wants_attentions = given.get("output_attentions", getattr(model.config, "output_attentions", False))
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
     with_gradients = torch.is_grad_enabled()
-    cache, keep_cache = _cache(injection, given, batch_size, columns, with_gradients)
+    cache, keep_cache = _cache(setup, given, batch_size, columns, with_gradients)
     real = real_columns(given.pop("attention_mask", None), batch_size, columns, cache)
     check_position_ids(given.pop("position_ids", None), real, batch_size, columns, cache)
     if wants_attentions:
-        check_attentions(columns, (injection if cache is None else cache).settings.visible_size)
+        check_attentions(columns, (setup if cache is None else cache).settings.visible_size)
     real, order = _padding_left(real, device)
-    if injection.settings.prefill == "dense":
-        check_dense(injection, cache, columns if real is None else real.sum(1))
-    if injection.has_states:
+    if setup.settings.prefill == "dense":
+        check_dense(setup, cache, columns if real is None else real.sum(1))
+    if setup.has_states:
         check_padding_of_states(real, order, cache)
-    if not injection.architecture.continues and cache is not None and any(cache.streams.seen) and columns > 1:
-        check_single_tokens(injection, with_gradients)
+    if not setup.architecture.states_continue and cache is not None and any(cache.streams.seen) and columns > 1:
+        check_single_tokens(setup, with_gradients)
     return Inputs(
-        injection=injection,
+        setup=setup,
         given=given,
         batch_size=batch_size,
         columns=columns,
@@ -151,7 +151,7 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
         real=real,
         order=order,
         with_gradients=with_gradients,
-        cuttable=injection.settings.prefill == "streaming" and not with_gradients and not wants_attentions,
+        cuttable=setup.settings.prefill == "streaming" and not with_gradients and not wants_attentions,
         return_dict=return_dict is not False,
     )
 
@@ -170,12 +170,12 @@ def _shape(given: dict[str, Any]) -> tuple[int, int, torch.device]:
     return states.shape[0], states.shape[1], states.device
 
 
-def _cache(injection: Injection, given: dict, batch_size: int, columns: int, with_gradients: bool):
+def _cache(setup: Setup, given: dict, batch_size: int, columns: int, with_gradients: bool):
     """The cache of the call and whether the caller keeps it."""
-    model, cache = injection.model, given.pop(CACHE, None)
+    model, cache = setup.model, given.pop(CACHE, None)
     checkpointing = with_gradients and model.training and _checkpoints(model)
     if cache is not None:
-        check_cache(cache, injection, batch_size)
+        check_cache(cache, setup, batch_size)
         if checkpointing:
             raise ValueError(
                 "cache cannot be used while gradient checkpointing is on in training; leave it out or call "
