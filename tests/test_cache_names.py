@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
 from attention_sinks.generation.overrides import prepare_inputs
-from attention_sinks.streaming.bound_cache import CallView
+from attention_sinks.streaming.bound_cache import BoundCache
 from attention_sinks.versions import CACHE, CACHE_NAMES, peft_reads, with_cache_named
 from helpers import (
     BAD,
@@ -281,9 +281,9 @@ def test_the_host_may_hand_more_than_today():
     model = streaming()
     _, cache = stream(model, IDS)
     more = {"added_by_a_later_release": 1}
-    for asked in (cache, CallView(None, None), CallView(cache, None), cache.layers[0]):
+    for asked in (cache, BoundCache(None, None, (), "sdpa"), BoundCache(cache, None, (), "sdpa"), cache.layers[0]):
         assert asked.get_mask_sizes(1, 0, **more) == (1, 0)
-        assert asked.get_seq_length(0, **more) == (0 if isinstance(asked, CallView) else 30)
-    assert cache.get_query_offset(0, **more) == CallView(cache, None).get_query_offset(0, **more) == 0
+        assert asked.get_seq_length(0, **more) == (0 if isinstance(asked, BoundCache) else 30)
+    assert cache.get_query_offset(0, **more) == BoundCache(cache, None, (), "sdpa").get_query_offset(0, **more) == 0
     states = torch.zeros(1, 2, 1, 16)
     refused(RuntimeError, lambda: cache.update(states, states, 0, kwargs={}), "inject_attention_sinks(model)")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
-from ..architecture.spec import Architecture, LinearBias, NoPositions, Rope, RopeTable
+from ..architecture.spec import Architecture
 from ..legacy.btlm.streaming_btlm import StoredSlopes
 from ..positions.rotary import NEIGHBOURS
+from ..positions.schemes import LinearBias, NoPositions, Rope, RopeTable
 from ..versions import transformers_release
 from .registry import ARCHITECTURES, WRAPPERS, supported_model_types
 
@@ -89,7 +90,7 @@ def _streams_with(architecture: Architecture, config: PreTrainedConfig, implemen
         config._attn_implementation = implementation
     except ValueError:  # some configs know better than the flag of their class
         return False
-    return not architecture.unsupported_reason(config)
+    return architecture.streams(config)
 
 
 def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from ..positions.schemes import Position
 from .reach import Reach
-
-if TYPE_CHECKING:
-    from ..architecture.spec import Position
 
 
 @dataclass(frozen=True)
 class LayerTable:
-    """Facts about every layer, worked out once for each pair of S and W and shared by all calls.
+    """One line for every layer, worked out once for each pair of S and W and shared by all calls.
 
     Parameters
     ----------
@@ -32,12 +29,12 @@ class LayerTable:
 
     @cached_property
     def distinct_reaches(self) -> tuple[Reach, ...]:
-        """Each reach once, that of layers with sinks first: a call has one step for each."""
+        """Each reach once, that of layers with sinks first: a call has one plan for each."""
         return tuple(dict.fromkeys((self.with_sinks, *filter(None, self.reaches))))
 
     @cached_property
-    def steps(self) -> tuple[int | None, ...]:
-        """Of each layer: the index of its reach among the distinct ones."""
+    def plan_index(self) -> tuple[int | None, ...]:
+        """Of each layer, the index of its reach among the distinct ones."""
         return tuple(None if reach is None else self.distinct_reaches.index(reach) for reach in self.reaches)
 
     @cached_property
