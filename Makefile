@@ -15,10 +15,6 @@ INSTALL := $(PIP) --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 # pip chooses in this order, so that Transformers is the newest and the others are the newest that it can use.
 NEWEST := transformers accelerate tokenizers huggingface_hub peft
-# What a new Transformers breaks first: the architectures, the cache's protocol, generate, chats and the README's code.
-NEWEST_TESTS := tests/test_compiled.py::test_the_readme $(wildcard $(addprefix tests/test_, \
-	cache_names.py chat*.py conformance.py contract.py generate*.py injection.py readme*.py registry.py storage.py \
-	support_table.py surface.py verify.py))
 NO_MODEL := -m "not real_model and not every_architecture"
 
 .PHONY: demo test test-architectures test-oldest test-newest environments env-newest lock style clean
@@ -50,7 +46,7 @@ test-oldest: $(VENV_OLDEST)/.test
 # The tests that a new Transformers is likely to break, with the newest one that the registry has today.
 test-newest: env-newest
 	@$(VENV_NEWEST)/bin/python .ci/versions.py
-	$(VENV_NEWEST)/bin/python -m pytest $(NEWEST_TESTS) $(PARALLEL) $(NO_MODEL)
+	$(VENV_NEWEST)/bin/python -m pytest tests $(PARALLEL) -m "newest and not real_model and not every_architecture"
 
 # All that the tests need. `make --jobs=3 environments` installs them side by side.
 environments: $(VENV)/.dev $(VENV_OLDEST)/.test env-newest
