@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from drawing import FAINT, GONE, PAPER, QUERY, SINK, WINDOW, Drawing, write
 
-WORDS = "It was late and the rain had not ceased when a knock came at the door".split()
+SENTENCE = "It was late and the rain had not ceased when a knock came at the door"
+WORDS = SENTENCE.split()
 S, W = 4, 6
 T = len(WORDS) - 1
 CELL, LEFT = 58, 30

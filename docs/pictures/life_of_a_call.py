@@ -13,18 +13,14 @@ def picture() -> str:
     _step(sheet, 24, "model(ids, attention_mask=…, cache=cache)", "a call of any length, with or without padding", GONE)
     _arrow(sheet, 84, 108)
     _step(
-        sheet, 108, "Read and check", "which columns are tokens? does this cache belong to this model? refuse or go on"
+        sheet, 108, "Read and check", "which columns are tokens? does the cache belong to this model? refuse or go on"
     )
     _arrow(sheet, 168, 204)
     _frame(sheet, 204, 420, "for each chunk of at most 1,024 columns")
-    _step(
-        sheet, 236, "Plan", "from counters to integers: slots, positions, what each query sees; no keys, no model", SINK
-    )
+    _step(sheet, 236, "Plan", "from counters to integers: slots, positions, who sees whom; no keys, no model", SINK)
     _arrow(sheet, 296, 332)
     _frame(sheet, 332, 260, "for each layer of the model, which runs its own code", inset=24)
-    _step(
-        sheet, 364, "Project and rotate", "the model’s own queries, keys and values, rotated for their model positions"
-    )
+    _step(sheet, 364, "Project and rotate", "the model’s own queries, keys and values, at their model positions")
     _arrow(sheet, 424, 444)
     _step(sheet, 444, "Store", "the layer of the cache takes the new keys and returns those to attend to", WINDOW)
     _arrow(sheet, 504, 524)
