@@ -25,7 +25,7 @@ from support.helpers import (
     stream,
     tiny_llama,
 )
-from support.readme import run_readme
+from support.pages import run_block, save_tiny_checkpoint
 from support.toy_tokenizers import (
     BOS_ONCE,
     CHATML,
@@ -535,17 +535,12 @@ def test_a_cache_of_ones_own():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model that takes any text and answers in five tokens."""
-    tokenizer = byte_tokenizer()
-    model = tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=2048)
-    model.generation_config.max_new_tokens = 5
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_tiny_checkpoint(tmp_path / "model")
     return tmp_path / "model"
 
 
 def test_the_chat_of_the_readme(folder):
     typed = iter(["Hello!", "And then?", ""])
-    names = run_readme("StreamingChat(", folder, input=lambda prompt: next(typed))
+    names = run_block("StreamingChat(", folder, input=lambda prompt: next(typed))
     fed = conversation(names["tokenizer"], ["Hello!", "And then?"], [""] * 2, system="You answer in one sentence.")
     assert 0 < names["chat"].cache.tokens_seen.item() - len(fed) + 1 <= 10 and names["message"] == ""

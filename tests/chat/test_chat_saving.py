@@ -6,7 +6,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from attention_sinks import AttentionSinkKVCache, StreamingChat, inject_attention_sinks
 from support.helpers import random_ids, refused, tiny_llama
-from support.readme import run_readme
+from support.pages import CHAT, SAVING, run_block
 from support.toy_tokenizers import CHATML, DEFAULT_SYSTEM, WORDS, byte_tokenizer, word_tokenizer
 
 pytestmark = pytest.mark.newest
@@ -136,24 +136,26 @@ def test_a_chat_in_another_cache_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_saving_and_restoring_as_the_readme_does(tmp_path, monkeypatch, capsys):
+def test_saving_and_restoring_as_the_guide_does(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tokenizer = byte_tokenizer()
     model = new_model(vocab_size=len(tokenizer))
     chat = StreamingChat(model, tokenizer, generation_config=GenerationConfig(max_new_tokens=6))
     say(chat, "Hello!")
-    names = run_readme("chat.save(", "unused", chat=chat, model=model, tokenizer=tokenizer, StreamingChat=StreamingChat)
+    names = run_block(
+        "chat.save(", "unused", CHAT, chat=chat, model=model, tokenizer=tokenizer, StreamingChat=StreamingChat
+    )
     assert names["chat"] is not chat and capsys.readouterr().out
     assert names["chat"].cache.tokens_seen > chat.cache.tokens_seen
 
 
-def test_saving_and_restoring_a_cache_as_the_readme_does(tmp_path, monkeypatch):
+def test_saving_and_restoring_a_cache_as_the_guide_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = new_model()
     cache, ids = AttentionSinkKVCache(model), random_ids(1, 20)
     model(ids, cache=cache)
-    names = run_readme(
-        "cache.save(", "unused", cache=cache, model=model, ids=ids, AttentionSinkKVCache=AttentionSinkKVCache
+    names = run_block(
+        "cache.save(", "unused", SAVING, cache=cache, model=model, ids=ids, AttentionSinkKVCache=AttentionSinkKVCache
     )
     assert names["cache"] is not cache
     assert torch.equal(names["outputs"].logits, model(ids, cache=cache).logits)

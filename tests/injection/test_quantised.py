@@ -1,4 +1,4 @@
-"""A model loaded in 8 bits by torchao streams like any other."""
+"""A model loaded in 8 bits by torchao, or from a GGUF file, streams like any other."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from transformers import TorchAoConfig
 import attention_sinks
 from attention_sinks import StreamingChat, inject_attention_sinks, remove_attention_sinks
 from references.naive import naive_logits
+from support.gguf_files import write_gguf
 from support.helpers import (
     TEETH,
     assert_close,
@@ -89,3 +90,13 @@ def test_injecting_after_loading_and_removing(plain):
         after = stream(inject_attention_sinks(plain, S, W), IDS)[0]
         assert largest_difference(before, after) > TEETH
         assert_close(remove_attention_sinks(plain)(IDS).logits, before, 0)
+
+
+def test_a_gguf_file(tmp_path):
+    write_gguf(tiny_llama(), tmp_path / "model.gguf")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
+    with torch.no_grad():
+        assert TEETH < largest_difference(plain(IDS).logits, tiny_llama()(IDS).logits) < 0.5  # 8 bits, the same model
+    sizes = {"attention_sink_size": S, "attention_sink_window_size": W}
+    model = attention_sinks.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", **sizes)
+    assert_close(stream(model, IDS)[0][0], naive_logits(plain, IDS[0], S, W))

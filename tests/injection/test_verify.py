@@ -27,7 +27,7 @@ from attention_sinks.versions import CACHE
 from references.naive import naive_logits
 from support.conformance import queries_off_by_one
 from support.helpers import assert_close, random_ids, refused, stream, tiny_config, tiny_llama
-from support.readme import readme_code
+from support.pages import STREAMS, run_block
 from support.zoo import MODELS, ZOO
 
 pytestmark = pytest.mark.newest
@@ -270,8 +270,8 @@ def test_what_is_no_model_or_cannot_stream():
     refused(NotImplementedError, lambda: verify_attention_sinks(transformers.GPT2LMHeadModel(config)), "gpt2")
 
 
-def test_the_readme(capsys):
-    exec(readme_code("verify_attention_sinks(model)"), {"model": tiny_llama()})
+def test_the_guide_to_checking(capsys):
+    run_block("verify_attention_sinks(model)", "unused", STREAMS, model=tiny_llama())
     assert "llama streams right with transformers" in capsys.readouterr().out
 
 

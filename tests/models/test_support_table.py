@@ -1,4 +1,4 @@
-"""The README's table of architectures: current, complete, and saying what a call would say."""
+"""The table of architectures in docs/models.md: current, complete, and saying what a call would say."""
 
 import re
 from dataclasses import replace
@@ -17,7 +17,7 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.newest
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "models.md"
 
 
 def row_of(model_type, table):
@@ -31,13 +31,13 @@ def table():
     return support_table.support_table()
 
 
-def test_the_readme_is_current():
-    readme = README.read_text()
-    named = tuple(map(int, re.search(r"For Transformers (\d+)\.(\d+),", readme).groups()))
+def test_the_page_is_current():
+    page = PAGE.read_text(encoding="utf-8")
+    named = tuple(map(int, re.search(r"For Transformers (\d+)\.(\d+),", page).groups()))
     assert named == Version(NEWEST_TRANSFORMERS).release[:2]
     if transformers_release() != named:
         pytest.skip(f"the table is for Transformers {named}, installed is {transformers_release()}")
-    assert support_table.updated(readme) == readme, "run python -m attention_sinks.models.support_table README.md"
+    assert support_table.updated(page) == page, "run python -m attention_sinks.models.support_table docs/models.md"
 
 
 def test_every_type_is_there_once(table):
@@ -76,8 +76,8 @@ def _refuses_sdpa(config):
 
 
 def test_a_new_table_replaces_the_old_one(table):
-    readme = f"before\n{support_table.BEGIN}\nold\n{support_table.END}\nafter\n"
-    new = support_table.updated(readme)
+    page = f"before\n{support_table.BEGIN}\nold\n{support_table.END}\nafter\n"
+    new = support_table.updated(page)
     assert table in new and "old" not in new and new.startswith("before\n") and new.endswith("\nafter\n")
     assert support_table.updated(new) == new
     with pytest.raises(ValueError, match="support table"):

@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 
 from attention_sinks import AutoModelForCausalLM, AutoTokenizer, StreamingChat, inject_attention_sinks
 from support.helpers import stream
-from support.readme import run_readme
+from support.pages import CHAT, run_block
 from support.real_model import FOLDER, NEEDS_THE_MODEL
 
 pytestmark = NEEDS_THE_MODEL
@@ -76,10 +76,10 @@ def test_conversations_side_by_side_are_what_each_is_alone(model, tokenizer):
 def test_the_chat_of_the_readme_and_its_restoring(monkeypatch, capsys, tmp_path):
     typed = iter(["What is the capital of France?", "And of Italy?", ""])
     monkeypatch.chdir(tmp_path)
-    names = run_readme("StreamingChat(", FOLDER, input=lambda prompt: next(typed))
+    names = run_block("StreamingChat(", FOLDER, input=lambda prompt: next(typed))
     printed = capsys.readouterr().out
     assert "Paris" in printed and "Rome" in printed
     before = names["chat"]
-    after = run_readme("chat.save(", FOLDER, **names)["chat"]
+    after = run_block("chat.save(", FOLDER, CHAT, **names)["chat"]
     assert after is not before and "".join(before.send("Where were we?")) == capsys.readouterr().out
     assert "".join(before.send("And of Spain?")) == "".join(after.send("And of Spain?"))

@@ -14,7 +14,7 @@ from attention_sinks.architecture.setup import setup_of
 from references.naive import naive_logits
 from support.contract import layout
 from support.helpers import assert_close, assert_same_state, random_ids, state_of, stream, tiny_llama
-from support.readme import readme_code
+from support.pages import COMPILING, run_block
 from support.zoo import MODELS
 
 CLOSE = 1e-4
@@ -227,12 +227,12 @@ def test_generate_compiles_by_itself(batch_size):
 
 
 @pytest.mark.newest
-def test_the_readme():
+def test_the_guide_to_compiling():
     model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(1, 20)
     names = {"torch": torch, "model": model, "ids": ids, "AttentionSinkKVCache": AttentionSinkKVCache}
     compile_by = partial(torch.compile, backend="eager")
     with mock.patch.object(torch, "compile", compile_by):
-        exec(readme_code("fullgraph=True"), names)
+        names = run_block("fullgraph=True", "unused", COMPILING, **names)
     expected, _ = stream(model, torch.cat([ids, ids[:, -1:]], dim=1))
     assert_close(names["outputs"].logits[0, -1], expected[0, -1])
     assert graphs() == 1
