@@ -67,6 +67,13 @@ def test_links_to_files_lead_somewhere(page):
             assert anchor in _anchors(target), f"{page} links to {link}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page):
+    named = re.findall(r"\b(?:attention_sinks|benchmark|demo|docs|tests)/[\w./-]*\w", page_text(page))
+    missing = {path for path in named if not (ROOT / path).exists()}
+    assert not missing, f"{page} names {', '.join(sorted(missing))}"
+
+
 def _anchors(path):
     """The anchors of a page's headings, as code hosts and MkDocs make them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
