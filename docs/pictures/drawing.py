@@ -2,7 +2,7 @@
 
 The pictures of the documentation are written as text, so that the same script gives the same file on every machine.
 Each script beside this one has a function `picture()` that returns its SVG; run as a program it writes the SVG next to
-itself. `tests/test_pictures.py` compares the committed files with what the scripts give.
+itself. `tests/docs/test_pictures.py` compares the committed files with what the scripts give.
 """
 
 from __future__ import annotations

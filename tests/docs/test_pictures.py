@@ -1,11 +1,12 @@
 """Every committed picture of the documentation is what its script draws."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 
-PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+from support.paths import ROOT
+
+PICTURES = ROOT / "docs" / "pictures"
 SCRIPTS = sorted(path for path in PICTURES.glob("*.py") if path.stem != "drawing")
 
 
