@@ -28,8 +28,8 @@ from results import ResultsFile
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from helpers import TOLERANCE, VOCABULARY, tiny_llama  # noqa: E402
-from naive import naive_logits  # noqa: E402
+from references.naive import naive_logits  # noqa: E402
+from support.helpers import TOLERANCE, VOCABULARY, tiny_llama  # noqa: E402
 
 COLUMNS = ("steps", "largest_difference", "ms_per_step", "cache_bytes", "rss")
 
@@ -41,7 +41,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("--check_every", type=positive_int, default=10_000, metavar="STEPS", help="(default: %(default)s)")
     add("--window_size", type=positive_int, default=16, help="cached tokens, sinks included (default: %(default)s)")
     add("--attention_sink_size", type=int, default=4, help="(default: %(default)s)")
-    add("--rope", default="default", help="a rotary type of tests/helpers.py (default: %(default)s)")
+    add("--rope", default="default", help="a rotary type of tests/support/helpers.py (default: %(default)s)")
     add("--output", type=Path, default=Path("benchmark/outputs/million_steps.csv"), help="(default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing CSV")
     return parser, parser.parse_args()

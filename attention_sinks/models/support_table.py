@@ -44,18 +44,18 @@ def support_table() -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", also])
 
 
-def updated(readme: str) -> str:
-    """`readme` with the table between its markers.
+def updated(page: str) -> str:
+    """`page` with the table between its markers.
 
     Raises
     ------
     ValueError
         When it has not both markers, in their order.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"readme must have the lines {BEGIN!r} and {END!r}; put them where the table belongs.")
+        raise ValueError(f"page must have the lines {BEGIN!r} and {END!r}; put them where the table belongs.")
     return "\n".join([before + BEGIN, support_table(), "", RELEASE.format(*transformers_release()), END + after])
 
 
@@ -114,4 +114,4 @@ def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
 if __name__ == "__main__":
     print(support_table())
     for path in map(Path, sys.argv[1:]):
-        path.write_text(updated(path.read_text()))
+        path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")

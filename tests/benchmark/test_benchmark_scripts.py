@@ -1,0 +1,117 @@
+"""benchmark/scripts: every architecture of the original with its settings, and what smollm2.sh calls."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from support.benchmark_helpers import BENCHMARK
+
+SCRIPTS = BENCHMARK / "scripts"
+# name: tokens with sinks, plain Transformers and windowed, window; from the scripts of attention_sinks 0.4.0.
+ORIGINAL = {
+    "btlm": (16384, 16384, 16384, 2048),
+    "falcon": (8192, 5000, 8192, 1024),
+    "gptj": (8192, 8192, 8192, 1024),
+    "llama": (8192, 7000, 2000, 1024),
+    "mistral": (16384, 14000, 8192, 1024),
+    "mpt": (8192, 2048, 4000, 1024),
+    "pythia": (8192, 8192, 8192, 1024),
+    "qwen": (8192, 8192, 8192, 1024),
+    "stablelm_epoch": (8192, 8192, 8192, 1024),
+    "yi": (8192, 8192, 8192, 1024),
+}
+
+
+# Notes its arguments and makes its last one, the log, where there is a folder for it.
+STAND_IN = r"""#!/bin/sh
+printf '%s\t' "$@" >> "$CALLS"
+echo >> "$CALLS"
+for last; do :; done
+[ -d "${last%/*}" ] && : > "$last"
+exit 0
+"""
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """Run a script with a stand-in for Python that makes the log it is asked for; returns the calls, parsed."""
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+    def run(script, *arguments, **environment):
+        environment = {**os.environ, "PYTHON": python, "CALLS": tmp_path / "calls", "OUTPUT": tmp_path, **environment}
+        command = ["bash", SCRIPTS / script, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return [parse(line.split("\t")[:-1]) for line in (tmp_path / "calls").read_text().splitlines()]
+
+    def parse(words):
+        """The script's name and what its own parser makes of the arguments; the demos' are left as they are."""
+        path, *arguments = words
+        name = path.partition("/")[2].removesuffix(".py")
+        if path.startswith("demo/"):
+            return name, arguments
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        return name, importlib.import_module(name).parse_args()[1]
+
+    return run
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_an_architecture_runs_with_the_settings_of_the_original(name, calls):
+    *runs, (plot, plot_args) = calls(f"{name}.sh")
+    assert [args.experiment for _, args in runs] == ["attention_sinks", "transformers", "windowed"]
+    *tokens, window = ORIGINAL[name]
+    assert [args.num_tokens for _, args in runs] == tokens
+    for script, args in runs:
+        assert script == "perplexity" and args.resume
+        assert (args.window_size, args.attention_sink_size, args.chunk_size) == (window, 4, 1)
+    assert plot == "plot_perplexity" and plot_args.log_perplexity_limit == 4
+
+
+def test_a_comparison_passes_on_what_it_is_given(calls):
+    runs = calls("yi.sh", "--device", "cpu", MODEL="my/model", CHUNK_SIZE="512", DATASET="text.txt")[:3]
+    for _, args in runs:
+        assert (args.model_name_or_path, args.chunk_size, args.dataset_name) == ("my/model", 512, "text.txt")
+        assert args.device == "cpu"
+
+
+def test_smollm2_makes_every_committed_result(calls, tmp_path):
+    made = calls("smollm2.sh", MODEL=str(BENCHMARK), DATASET="novel.txt", QUESTIONS="questions.jsonl")
+    names = [name for name, _ in made]
+    counts = {"perplexity": 8, "plot_perplexity": 4, "recall": 3, "plot_recall": 1, "attention_map": 1}
+    counts |= {"streaming": 3, "fluency": 1, "endless_generation": 3, "million_steps": 1}
+    assert {name: names.count(name) for name in names} == counts
+    written = {f"{args.name}.csv" for name, args in made if name == "perplexity"}
+    for option in ("output", "plot"):
+        written |= {path.name for _, args in made if (path := getattr(args, option, None))}
+    committed = BENCHMARK / "outputs_smollm2_135m"
+    assert {path.name for path in committed.glob("*.[cp][sn][vg]")} - {"attention_map.csv"} <= written
+    assert {path.name for path in (committed / "recall").iterdir()} <= {
+        f"{a.experiment}.csv" for n, a in made if n == "recall"
+    }
+
+
+def test_one_step_of_smollm2_can_be_asked_for(calls):
+    assert {name for name, _ in calls("smollm2.sh", "recall", MODEL=str(BENCHMARK), DATASET="x")} == {
+        "recall",
+        "plot_recall",
+    }
+
+
+@pytest.mark.parametrize("last, made", [(10, ["million_steps", "attention_map"]), (20, ["attention_map"])])
+def test_smollm2_makes_anew_a_million_steps_that_were_broken_off(last, made, calls, tmp_path):
+    (tmp_path / "million_steps.csv").write_text(f"steps,largest_difference\n{last},1e-06\n")
+    run = calls("smollm2.sh", "million", "attention", MODEL=str(BENCHMARK), DATASET="x", MILLION_STEPS="20")
+    assert [name for name, _ in run] == made
+
+
+def test_an_unknown_step_of_smollm2_is_refused():
+    environment = {**os.environ, "PYTHON": "false", "MODEL": str(BENCHMARK), "DATASET": "x"}
+    command = ["bash", SCRIPTS / "smollm2.sh", "recall", "nonsense"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "nonsense" in done.stderr
