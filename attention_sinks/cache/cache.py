@@ -77,7 +77,7 @@ class AttentionSinkKVCache(Cache):
         layers = cache_layers(setup, self.table, self.streams)
         self._sink_layers = [layer for layer in layers if layer.reach is not None]
         self._states_layers = [layer for layer in layers if layer.keeps_states]
-        self._sink_groups: list[tuple[int, list[int]]] | None = None
+        self._sink_groups: list[tuple[int, list[int]]] = []  # each with the index of its first layer
         super().__init__(layers=layers)
 
     # ---- what it holds
@@ -144,7 +144,7 @@ class AttentionSinkKVCache(Cache):
     def reset(self) -> None:
         """Forget all streams; the next call may bring another batch size."""
         self.streams.clear()
-        self._sink_groups = None
+        self._sink_groups = []
         for layer in self.layers:
             layer.reset()
 
@@ -282,6 +282,7 @@ class AttentionSinkKVCache(Cache):
         """The cache of which `snapshot` was taken, for `model`; ValueError when it is another model's."""
         cache = cls(model, *settings_of(state, model))
         restore_snapshot(cache.layers, cache.streams, cache._owner(), tensors, state)
+        cache._group_sinks()
         return cache
 
     def _owner(self) -> nn.Module:
@@ -309,7 +310,7 @@ class AttentionSinkKVCache(Cache):
 
         `plan_of` gives the plan of a layer by its index and states like the layer's.
         """
-        for index, members in self._sink_groups or self._group_sinks():
+        for index, members in self._sink_groups:
             layers = [self.layers[member] for member in members]
             plan = plan_of(index, layers[0].sinks)
             if plan.sink_rotation is None:
@@ -319,15 +320,13 @@ class AttentionSinkKVCache(Cache):
             for layer, part in zip(layers, rotated.chunk(len(layers), dim=1), strict=True):
                 layer.place_sinks(part)
 
-    def _group_sinks(self) -> list[tuple[int, list[int]]]:
-        """Indices of layers whose sinks are rotated together, each group with its first layer's index."""
+    def _group_sinks(self) -> None:
+        """Find the layers whose sinks are rotated together, once they have buffers."""
         groups = defaultdict(list)
         for index, layer in enumerate(self.layers):
-            if layer.rotated and layer.sinks.shape[2]:
-                sinks = layer.sinks
-                groups[self.table.groups[index], sinks.shape, sinks.dtype, sinks.device].append(index)
+            if layer.rotated and layer.reach.sink_size and layer.is_initialized:
+                groups[self.table.groups[index], layer.sinks.shape, layer.dtype, layer.device].append(index)
         self._sink_groups = [(members[0], members) for members in groups.values()]
-        return self._sink_groups
 
     def commit_step(self, real: torch.Tensor | None, device: torch.device) -> None:
         """Keep a step, which has written its tokens in place; `real` [batch, 1] says whose they are (None: all)."""
@@ -340,6 +339,8 @@ class AttentionSinkKVCache(Cache):
         with torch.no_grad():
             for layer in self.layers:
                 layer.commit()
+        if not self._sink_groups:
+            self._group_sinks()
         self.streams.advance(counters, columns, real, self.is_recording, device)
 
     def discard(self, columns: int) -> None:

@@ -6,20 +6,43 @@ wrong for streams of different lengths on one model. Here a module is only read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from operator import attrgetter
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-Frequencies = Callable[[], tuple[torch.Tensor, float]]
-"""Gives inverse frequencies [pairs], and the factor the model puts on cosines and sines."""
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Where inverse frequencies are found; they are read at each call, since `model.to` may change them.
+
+    Parameters
+    ----------
+    holder : nn.Module or FixedFrequencies
+        What has them.
+    inv_freq : str, default "inv_freq"
+        Its attribute with the inverse frequencies [pairs].
+    scaling : str, default "attention_scaling"
+        Its attribute with the factor the model puts on cosines and sines.
+    """
+
+    holder: Any
+    inv_freq: str = "inv_freq"
+    scaling: str = "attention_scaling"
 
 
-def frequencies_of(module: nn.Module, length: int, name: str | None = None) -> Frequencies:
-    """What the rotary module of a Transformers model uses for a text of `length` tokens, read anew at each call.
+@dataclass(frozen=True)
+class FixedFrequencies:
+    """Frequencies that no module holds."""
+
+    inv_freq: torch.Tensor
+    attention_scaling: float
+
+
+def module_frequencies(module: nn.Module, length: int, name: str | None = None) -> Frequencies:
+    """What the rotary module of a Transformers model uses for a text of `length` tokens.
 
     Parameters
     ----------
@@ -34,22 +57,21 @@ def frequencies_of(module: nn.Module, length: int, name: str | None = None) -> F
     rope_type = module.rope_type[name] if name else module.rope_type
     scaling = f"{prefix}attention_scaling"
     if "dynamic" not in rope_type and rope_type != "longrope":
-        return partial(attrgetter(f"{prefix}inv_freq", scaling), module)
+        return Frequencies(module, f"{prefix}inv_freq", scaling)
     parameters = module.config.rope_parameters[name] if name else module.config.rope_parameters
     trained_length = (
         parameters["original_max_position_embeddings"] if rope_type == "longrope" else module.original_max_seq_len
     )
     if length <= trained_length:
-        return partial(attrgetter(f"{prefix}original_inv_freq", scaling), module)
-    return partial(_frequencies_beyond_training, module, length, rope_type, name)
-
-
-def _frequencies_beyond_training(module: nn.Module, length: int, rope_type: str, name: str | None):
-    device = getattr(module, f"{name}_inv_freq" if name else "inv_freq").device
+        return Frequencies(module, f"{prefix}original_inv_freq", scaling)
     options = {"layer_type": name} if name else {}
-    return ROPE_INIT_FUNCTIONS[rope_type](module.config, device, seq_len=length, **options)
+    device = getattr(module, f"{prefix}inv_freq").device
+    return Frequencies(
+        FixedFrequencies(*ROPE_INIT_FUNCTIONS[rope_type](module.config, device, seq_len=length, **options))
+    )
 
 
-def plain_frequencies(width: int) -> tuple[torch.Tensor, float]:
-    """The frequencies of RoFormer (arXiv 2104.09864, equation 15) for `width` turned dimensions, base 10,000."""
-    return 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width), 1.0
+def plain_frequencies(width: int) -> Frequencies:
+    """The frequencies of RoFormer (arXiv 2104.09864, equation 15) for `width` rotated dimensions, base 10,000."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
+    return Frequencies(FixedFrequencies(10000.0**-exponents, 1.0))

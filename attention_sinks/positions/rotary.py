@@ -140,9 +140,8 @@ class Rotary:
 
     Parameters
     ----------
-    frequencies : callable
-        Gives the inverse frequencies [pairs] and the factor on cosines and sines; asked at each call, since `model.to`
-        may change the buffers they are read from.
+    frequencies : Frequencies
+        Where the inverse frequencies and the factor on cosines and sines are found.
     pairing : Pairing
         How the architecture pairs dimensions.
     rotates : bool, default True
@@ -155,13 +154,17 @@ class Rotary:
 
     def tables(self, positions: torch.Tensor) -> Tables:
         """Cosines and sines of `positions` [R, n], each [R, n, d] in float32."""
-        angles = self.pairing.spread(_angles(positions, self.frequencies()[0]))
+        where = self.frequencies
+        angles = self.pairing.spread(_angles(positions, getattr(where.holder, where.inv_freq)))
         return angles.cos().float(), angles.sin().float()
 
     def embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> Any:
         """What the model's own attention is handed: with the module's scaling, as a rule in the model's dtype."""
-        frequencies, scaling = self.frequencies()
-        angles = _angles(positions, frequencies)
+        where = self.frequencies
+        angles, scaling = (
+            _angles(positions, getattr(where.holder, where.inv_freq)),
+            getattr(where.holder, where.scaling),
+        )
         if self.pairing.embed is not None:
             return self.pairing.embed(angles, scaling, dtype)
         angles = self.pairing.spread(angles)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .alibi import Alibi
-from .frequencies import frequencies_of, plain_frequencies
+from .frequencies import module_frequencies, plain_frequencies
 from .rotary import HALVES, NEIGHBOURS, Pairing, Rotary
 
 Position = Rotary | Alibi | None
@@ -58,7 +57,7 @@ class Rope:
         by_name = isinstance(module.rope_type, dict)
         names = (config.layer_types if by_name else [None] * config.num_hidden_layers)[: config.num_hidden_layers]
         rotaries = {
-            (name, rotates): Rotary(frequencies_of(module, length, name), self.pairing, rotates)
+            (name, rotates): Rotary(module_frequencies(module, length, name), self.pairing, rotates)
             for name in set(names) & set(module.rope_type if by_name else [None])
             for rotates in (True, False)
         }
@@ -106,7 +105,7 @@ class RopeTable(SameInAllLayers):
     pairing: Pairing = NEIGHBOURS
 
     def position(self, base: PreTrainedModel) -> Position:
-        return Rotary(partial(plain_frequencies, self.width(base.config)), self.pairing)
+        return Rotary(plain_frequencies(self.width(base.config)), self.pairing)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import attention_sinks
 from attention_sinks import inject_attention_sinks, versions
 from attention_sinks.architecture.setup import MARK
 from attention_sinks.generation.overrides import OVERRIDES
-from attention_sinks.streaming.bound_cache import CallView, LayerView, NothingKept
+from attention_sinks.streaming.bound_cache import BoundCache, NothingKept
 from attention_sinks.versions import transformers_release
 from support.helpers import tiny_llama
 from support.paths import ROOT
@@ -318,7 +318,7 @@ def test_what_our_classes_override():
 
 
 def test_what_the_view_of_a_call_answers():
-    answers = {f"{kind.__name__}.{name}" for kind in (CallView, LayerView, NothingKept) for name in _public(kind)}
+    answers = {f"{kind.__name__}.{name}" for kind in (BoundCache, NothingKept) for name in _public(kind)}
     _compare(ANSWERED, answers)
     _compare_with_release(_rows(ANSWERED), lambda name: hasattr(DynamicCache(), name.partition(".")[2]))
 
