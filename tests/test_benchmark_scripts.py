@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,12 +52,12 @@ def calls(tmp_path, monkeypatch):
 
     def parse(words):
         """The script's name and what its own parser makes of the arguments; the demos' are left as they are."""
-        path, *arguments = words
-        name = path.partition("/")[2].removesuffix(".py")
-        if path.startswith("demo/"):
-            return name, arguments
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        return name, importlib.import_module(name).parse_args()[1]
+        if words[0] != "-m":
+            path, *arguments = words
+            return Path(path).stem, arguments
+        _, module, *arguments = words
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        return module.rpartition(".")[2], importlib.import_module(module).parse_args()[1]
 
     return run
 
@@ -89,7 +90,7 @@ def test_smollm2_makes_every_committed_result(calls, tmp_path):
     written = {f"{args.name}.csv" for name, args in made if name == "perplexity"}
     for option in ("output", "plot"):
         written |= {path.name for _, args in made if (path := getattr(args, option, None))}
-    committed = BENCHMARK / "outputs_smollm2_135m"
+    committed = BENCHMARK / "results" / "smollm2_135m"
     assert {path.name for path in committed.glob("*.[cp][sn][vg]")} - {"attention_map.csv"} <= written
     assert {path.name for path in (committed / "recall").iterdir()} <= {
         f"{a.experiment}.csv" for n, a in made if n == "recall"

@@ -1,4 +1,4 @@
-"""benchmark/fluency.py: logs of the chat demo split into answers, answers judged by the two published rules."""
+"""benchmark/quality/fluency.py: logs of the chat demo split into answers, answers judged by the two published rules."""
 
 import json
 import subprocess
@@ -7,10 +7,9 @@ import sys
 import pandas as pd
 import pytest
 
+from benchmark.data import words
+from benchmark.quality.chat_log import read_chat_log
 from benchmark_helpers import BENCHMARK, random_text, refused, run_script, save_tiny_model
-
-import words  # isort: skip
-from chat_log import read_chat_log  # isort: skip
 
 pytest.importorskip("nltk")
 
@@ -54,7 +53,9 @@ def fluency(tmp_path, word_list):
             paths.append(tmp_path / f"{name}.txt")
             paths[-1].write_text(answers if isinstance(answers, str) else log_text(name, answers))
         named = {"words": word_list, "output": tmp_path / "fluency.csv", **changes}
-        return run_script("fluency", *paths, *options, *(str(x) for k, v in named.items() for x in (f"--{k}", v)))
+        return run_script(
+            "quality/fluency", *paths, *options, *(str(x) for k, v in named.items() for x in (f"--{k}", v))
+        )
 
     run.frame = lambda: pd.read_csv(tmp_path / "fluency.csv")
     return run
@@ -183,7 +184,7 @@ def test_an_empty_or_foreign_log_is_refused(fluency, tmp_path, text, word):
 
 
 def test_a_log_that_is_not_there_is_refused(tmp_path):
-    refused(run_script("fluency", tmp_path / "nothing.txt"), "nothing.txt")
+    refused(run_script("quality/fluency", tmp_path / "nothing.txt"), "nothing.txt")
 
 
 def test_two_logs_of_one_experiment_are_refused(fluency, tmp_path):

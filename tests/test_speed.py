@@ -1,14 +1,13 @@
-"""benchmark/speed.py: one small run, its columns and what it compares."""
+"""benchmark/speed/speed.py: one small run, its columns and what it compares."""
 
 import csv
 
 import pytest
 import torch
 
+from benchmark.speed.contenders import Dense, StaticCompiled, random_tokens
+from benchmark.speed.shapes import build_shape
 from benchmark_helpers import run_script
-
-from contenders import Dense, StaticCompiled, random_tokens  # isort: skip
-from shapes import build_shape  # isort: skip
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def run(tmp_path):
             "--threads",
             "1",
         ]
-        done = run_script("speed", *small, "--output", path, *arguments)
+        done = run_script("speed/speed", *small, "--output", path, *arguments)
         assert done.code == 0, done.errors
         with open(path, newline="") as file:
             return done.output, list(csv.DictReader(file))

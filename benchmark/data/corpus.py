@@ -10,7 +10,7 @@ import torch
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
-from common import positive_int
+from benchmark.lib.common import positive_int
 
 PYTHON_DOCS = "python-docs"
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}

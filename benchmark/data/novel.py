@@ -13,11 +13,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import build_parser, fail
+from benchmark.lib.common import build_parser, fail
 
 PACKAGE = "r-cran-janeaustenr"
 LIBRARY = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
-TEXTS = Path(__file__).resolve().parent / "texts"
+TEXTS = Path(__file__).resolve().parents[1] / "texts"
 # Title -> first line and SHA-256 of the text: the figures in the README were made with exactly these bytes.
 NOVELS = {
     "emma": ("EMMA", "dd08b340a56ad4a0a00718d5682528a5a5886ae0aef91c9e0fa528074fa64b75"),

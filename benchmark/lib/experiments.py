@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import attention_sinks
-from common import device_and_dtype, positive_int
+from benchmark.lib.common import device_and_dtype, positive_int
 
 EXPERIMENTS = {
     "attention_sinks": "sinks and window",

@@ -6,8 +6,8 @@ would be first_tokens / tokens before the query, which is printed as "even". The
 the CSV beside it (columns: layer, head, share).
 
 Example:
-    python benchmark/attention_map.py --model_name_or_path models/SmolLM2-135M-Instruct --dataset_name python-docs \
-        --output benchmark/outputs/attention_map.png
+    python benchmark/quality/attention_map.py --model_name_or_path models/SmolLM2-135M-Instruct \
+        --dataset_name python-docs --output benchmark/outputs/attention_map.png
 """
 
 import argparse
@@ -20,10 +20,10 @@ import transformers
 from matplotlib.ticker import MaxNLocator
 
 from attention_sinks.versions import CACHE
-from common import build_parser, fail, positive_int
-from corpus import CorpusError, add_corpus_arguments, read_tokens
-from experiments import add_loading_arguments, load_plain_model, load_tokenizer
-from styles import finish
+from benchmark.data.corpus import CorpusError, add_corpus_arguments, read_tokens
+from benchmark.lib.common import build_parser, fail, positive_int
+from benchmark.lib.experiments import add_loading_arguments, load_plain_model, load_tokenizer
+from benchmark.lib.styles import finish
 
 QUERIES_PER_CALL = 64  # bounds the memory of the attention weights
 

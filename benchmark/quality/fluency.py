@@ -9,8 +9,8 @@ Columns of the CSV: experiment, response (1 is the first), tokens, real_words, d
 repeated (0 or 1).
 
 Example:
-    python benchmark/fluency.py demo/streaming_logs/*/SmolLM2-135M-Instruct.txt --output benchmark/outputs/fluency.csv \
-        --plot benchmark/outputs/fluency.png
+    python benchmark/quality/fluency.py demo/streaming_logs/*/SmolLM2-135M-Instruct.txt \
+        --output benchmark/outputs/fluency.csv --plot benchmark/outputs/fluency.png
 """
 
 import argparse
@@ -22,10 +22,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from chat_log import ChatLog, read_chat_log
-from common import build_parser, fail
-from styles import STYLES, finish, make_styles
-from words import load_words
+from benchmark.data.words import load_words
+from benchmark.lib.common import build_parser, fail
+from benchmark.lib.styles import STYLES, finish, make_styles
+from benchmark.quality.chat_log import ChatLog, read_chat_log
 
 FEWEST_WORDS = 3
 LONG_RESPONSE, FEWEST_CHARACTERS = 1000, 26

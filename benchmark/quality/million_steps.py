@@ -9,7 +9,7 @@ Columns: steps, largest_difference (of the logits, whose standard deviation is a
 before), cache_bytes, rss (GiB).
 
 Example:
-    python benchmark/million_steps.py --steps 1000000 --output benchmark/outputs/million_steps.csv
+    python benchmark/quality/million_steps.py --steps 1000000 --output benchmark/outputs/million_steps.csv
 """
 
 import argparse
@@ -23,10 +23,10 @@ import torch
 from tqdm import tqdm
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from common import build_parser, cache_bytes, fail, positive_int
-from results import ResultsFile
+from benchmark.lib.common import build_parser, cache_bytes, fail, positive_int
+from benchmark.lib.results import ResultsFile
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 from helpers import TOLERANCE, VOCABULARY, tiny_llama  # noqa: E402
 from naive import naive_logits  # noqa: E402

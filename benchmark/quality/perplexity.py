@@ -5,8 +5,8 @@ text), cuda_vram_allocated (GiB, 0 without CUDA), latency (seconds per token), c
 The settings of the run are kept beside it in <name>.json.
 
 Example, without any network once the model is there:
-    python benchmark/perplexity.py --model_name_or_path models/SmolLM2-135M-Instruct --dataset_name python-docs \
-        --chunk_size 1024
+    python benchmark/quality/perplexity.py --model_name_or_path models/SmolLM2-135M-Instruct \
+        --dataset_name python-docs --chunk_size 1024
 """
 
 import argparse
@@ -20,11 +20,11 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from common import build_parser, cache_bytes, device_and_dtype, fail, positive_int
-from corpus import CorpusError, add_corpus_arguments, read_tokens
-from experiments import add_model_arguments, check_sizes, load_model, load_tokenizer
-from results import ResultsFile
-from scoring import ScoredCall, recomputed_scores, stream_scores
+from benchmark.data.corpus import CorpusError, add_corpus_arguments, read_tokens
+from benchmark.lib.common import build_parser, cache_bytes, device_and_dtype, fail, positive_int
+from benchmark.lib.experiments import add_model_arguments, check_sizes, load_model, load_tokenizer
+from benchmark.lib.results import ResultsFile
+from benchmark.lib.scoring import ScoredCall, recomputed_scores, stream_scores
 
 COLUMNS = ("input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency", "cache_bytes", "rss")
 GIB = 2**30

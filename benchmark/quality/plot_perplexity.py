@@ -1,10 +1,10 @@
-"""Draw the CSV files of benchmark/perplexity.py: one panel per feature, one line per experiment.
+"""Draw the CSV files of benchmark/quality/perplexity.py: one panel per feature, one line per experiment.
 
 Features: perplexity (log of the overall perplexity), nll (moving average, nats per token), cache (size of the KV
 cache), vram (CUDA memory; the process's memory where the run used no GPU), latency (moving average, per token).
 
 Example:
-    python benchmark/plot_perplexity.py --output_dir benchmark/outputs --features nll cache --output figure.png
+    python benchmark/quality/plot_perplexity.py --output_dir benchmark/outputs --features nll cache --output figure.png
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from common import build_parser, fail, positive_int
-from styles import STYLES, experiment_of, finish, make_styles
+from benchmark.lib.common import build_parser, fail, positive_int
+from benchmark.lib.styles import STYLES, experiment_of, finish, make_styles
 
 NEEDED = {"input_length", "nll", "overall_ppl", "cuda_vram_allocated", "latency"}
 FEATURE_COLUMNS = {"cache": ("cache_bytes",)}  # not in the files of attention_sinks 0.4.0
@@ -96,7 +96,7 @@ def read_runs(folder: Path, names: list[str] | None, features: list[str], skip_f
     """Read the CSV files of a folder; known experiments come first, in a fixed order."""
     paths = [folder / f"{name}.csv" for name in names] if names else sorted(folder.glob("*.csv"))
     if not paths:
-        raise ValueError(f"--output_dir {folder} holds no CSV file: run benchmark/perplexity.py first.")
+        raise ValueError(f"--output_dir {folder} holds no CSV file: run benchmark/quality/perplexity.py first.")
     needed = NEEDED | {column for feature in features for column in FEATURE_COLUMNS.get(feature, ())}
     order = [*STYLES, None]
     return {

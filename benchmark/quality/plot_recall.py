@@ -1,7 +1,7 @@
-"""Draw the CSV files of benchmark/recall.py: right answers against distance, and against the length of the stream.
+"""Draw the CSV files of benchmark/quality/recall.py: right answers by distance, and by the length of the stream.
 
 Example:
-    python benchmark/plot_recall.py --output_dir benchmark/outputs_recall --window_size 1024 --output recall.png
+    python benchmark/quality/plot_recall.py --output_dir benchmark/outputs/recall --window_size 1024 --output recall.png
 """
 
 import argparse
@@ -10,8 +10,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from common import build_parser, fail, positive_int
-from styles import STYLES, finish, make_styles
+from benchmark.lib.common import build_parser, fail, positive_int
+from benchmark.lib.styles import STYLES, finish, make_styles
 
 NEEDED = {"stream_tokens", "distance_lines", "distance_tokens", "correct"}
 
@@ -19,7 +19,7 @@ NEEDED = {"stream_tokens", "distance_lines", "distance_tokens", "correct"}
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = build_parser(__doc__)
     add = parser.add_argument
-    add("--output_dir", type=Path, default=Path("benchmark/outputs_recall"), help="(default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("benchmark/outputs/recall"), help="(default: %(default)s)")
     add("--title", default=None)
     add(
         "--window_size",
@@ -36,7 +36,7 @@ def read_runs(folder: Path) -> dict[str, pd.DataFrame]:
     """The CSV files of a folder, in the order of the experiments."""
     runs = {name: pd.read_csv(folder / f"{name}.csv") for name in STYLES if (folder / f"{name}.csv").exists()}
     if not runs:
-        raise ValueError(f"--output_dir {folder} holds no <experiment>.csv: run benchmark/recall.py first.")
+        raise ValueError(f"--output_dir {folder} holds no <experiment>.csv: run benchmark/quality/recall.py first.")
     for name, frame in runs.items():
         if missing := sorted(NEEDED - set(frame)):
             raise ValueError(f"{folder / name}.csv is not from recall.py: it has no column {', '.join(missing)}.")

@@ -9,7 +9,7 @@ Columns of <output_dir>/<experiment>.csv: stream_tokens (tokens before the answe
 (how far back the number stands), correct (0 or 1), nll (of the answer, nats per token).
 
 Example:
-    python benchmark/recall.py --model_name_or_path models/SmolLM2-135M-Instruct --distances 20 40 80
+    python benchmark/quality/recall.py --model_name_or_path models/SmolLM2-135M-Instruct --distances 20 40 80
 """
 
 import argparse
@@ -22,10 +22,10 @@ import transformers
 from tqdm import tqdm
 
 from attention_sinks.versions import CACHE
-from common import build_parser, fail, positive_int
-from corpus import CorpusError, iter_rows
-from experiments import add_model_arguments, check_sizes, load_model, load_tokenizer
-from streameval import Query, judge, line_stream, question_stream
+from benchmark.data.corpus import CorpusError, iter_rows
+from benchmark.lib.common import build_parser, fail, positive_int
+from benchmark.lib.experiments import add_model_arguments, check_sizes, load_model, load_tokenizer
+from benchmark.quality.streameval import Query, judge, line_stream, question_stream
 
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -53,7 +53,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("--task", default=None, help="the questions' configuration, such as ARC-Easy")
     add("--split", default="test", help="the questions' split (default: %(default)s)")
     add("--chunk_size", type=positive_int, default=1024, help="tokens per model call (default: %(default)s)")
-    add("--output_dir", type=Path, default=Path("benchmark/outputs_recall"), help="(default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("benchmark/outputs/recall"), help="(default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing CSV")
     return parser, parser.parse_args()
 

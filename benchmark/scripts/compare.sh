@@ -12,7 +12,7 @@ output=${OUTPUT:-benchmark/outputs/$NAME}
 
 run() { # experiment tokens [further arguments]
   local experiment=$1 tokens=$2
-  "$python" benchmark/perplexity.py --experiment "$experiment" --model_name_or_path "$MODEL" --num_tokens "$tokens" \
+  "$python" -m benchmark.quality.perplexity --experiment "$experiment" --model_name_or_path "$MODEL" --num_tokens "$tokens" \
     --window_size "${WINDOW:-1024}" --chunk_size "${CHUNK_SIZE:-1}" --output_dir "$output" --resume \
     ${DATASET:+--dataset_name "$DATASET"} "${@:3}"
 }
@@ -21,5 +21,5 @@ run attention_sinks "${SINK_TOKENS:-8192}" "$@"
 run transformers "${DENSE_TOKENS:-8192}" "$@"
 run windowed "${WINDOWED_TOKENS:-8192}" "$@"
 
-"$python" benchmark/plot_perplexity.py --output_dir "$output" --features perplexity vram --log_perplexity_limit 4 \
+"$python" -m benchmark.quality.plot_perplexity --output_dir "$output" --features perplexity vram --log_perplexity_limit 4 \
   --title "$NAME" --output "$output/$NAME.png"

@@ -1,4 +1,4 @@
-"""What benchmark/speed.py compares: contenders that make the same step, each over a context of the same length."""
+"""What the speed benchmarks compare: contenders that make the same step, each over a context of the same length."""
 
 import copy
 

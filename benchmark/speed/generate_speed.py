@@ -4,7 +4,7 @@ Transformers appends every new token to all ids so far. What that costs at each 
 subtracted; the rest should not depend on the length. Rounds alternate; medians over the rounds, with their range.
 
 Example:
-    python benchmark/generate_speed.py --shape tiny --lengths 2000 100000
+    python benchmark/speed/generate_speed.py --shape tiny --lengths 2000 100000
 """
 
 import argparse
@@ -16,11 +16,10 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 import attention_sinks
-import contenders
-import timing
 from attention_sinks.versions import CACHE
-from common import positive_int
-from shapes import SHAPES, build_shape
+from benchmark.lib.common import positive_int
+from benchmark.speed import contenders, timing
+from benchmark.speed.shapes import SHAPES, build_shape
 
 
 class Clock(BaseStreamer):

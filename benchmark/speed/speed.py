@@ -7,8 +7,8 @@ memory above the weights, bytes of the cache, and the time that reading weights 
 is copied with. Medians over the rounds, with the fastest and slowest round.
 
 Examples:
-    python benchmark/speed.py --shape smollm2-135m --compiled
-    python benchmark/speed.py --shape llama-3.2-1b --device cuda --dtype bfloat16 --batch_size 8 --compiled
+    python benchmark/speed/speed.py --shape smollm2-135m --compiled
+    python benchmark/speed/speed.py --shape llama-3.2-1b --device cuda --dtype bfloat16 --batch_size 8 --compiled
     bash benchmark/scripts/speed.sh    # with attention_sinks 0.4.0 in an environment of its own
 """
 
@@ -22,11 +22,19 @@ import torch
 import transformers
 
 import attention_sinks
-import timing
-from common import build_parser, cache_bytes, device_and_dtype, positive_int
-from contenders import Dense, LinearLayers, StaticCompiled, Streaming, StreamingCompiled, random_tokens, share_weights
-from original import Original
-from shapes import SHAPES, build_shape
+from benchmark.lib.common import build_parser, cache_bytes, device_and_dtype, positive_int
+from benchmark.speed import timing
+from benchmark.speed.contenders import (
+    Dense,
+    LinearLayers,
+    StaticCompiled,
+    Streaming,
+    StreamingCompiled,
+    random_tokens,
+    share_weights,
+)
+from benchmark.speed.original import Original
+from benchmark.speed.shapes import SHAPES, build_shape
 
 SINKS, SINKS_COMPILED = "attention_sinks", "attention_sinks compiled"
 PLAIN, PLAIN_COMPILED, LINEAR, ORIGINAL = (
@@ -103,7 +111,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         "--output",
         type=Path,
         default=None,
-        help="CSV file, replaced if it exists (default: benchmark/outputs_speed/<model>_<device>_<dtype>.csv)",
+        help="CSV file, replaced if it exists (default: benchmark/outputs/speed/<model>_<device>_<dtype>.csv)",
     )
     return parser, parser.parse_args()
 
@@ -134,7 +142,9 @@ def measure_steps(models: dict, args: argparse.Namespace) -> list[dict]:
         contenders[PLAIN_COMPILED] = StaticCompiled(plain, *place)
     if args.original:
         window = args.window_size - args.attention_sink_size
-        contenders[ORIGINAL] = Original(args.original, args.shape, args.attention_sink_size, window, args.threads)
+        contenders[ORIGINAL] = Original(
+            args.original, SHAPES[args.shape], args.attention_sink_size, window, args.threads
+        )
     contenders[LINEAR] = LinearLayers(plain, *place)
     times = timing.time_steps(contenders, plain, args.batch_size, args.rounds, args.steps)
     rows = []
@@ -246,7 +256,7 @@ def main() -> None:
     for length in args.calls:
         rows += (new := measure_calls(models, length, step_ms, args))
         print_rows(new)
-    path = args.output or Path("benchmark/outputs_speed") / "{model}_{device}_{dtype}.csv".format(**facts)
+    path = args.output or Path("benchmark/outputs/speed") / "{model}_{device}_{dtype}.csv".format(**facts)
     write_csv(path, rows, facts)
     print(path)
 

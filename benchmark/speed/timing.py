@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import nn
 
-from contenders import random_tokens
+from benchmark.speed.contenders import random_tokens
 
 
 def seconds(action: Callable, device: torch.device) -> float:
