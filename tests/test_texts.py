@@ -17,7 +17,8 @@ def r_object(strings):
     data = b"X\n" + struct.pack(">iii", 3, 0x040201, 0x030500) + struct.pack(">i", 5) + b"UTF-8"
     data += struct.pack(">ii", 16, len(strings))
     for string in strings:
-        data += struct.pack(">ii", 0x00040009, len(string.encode())) + string.encode()
+        kind = 0x00040009 if string.isascii() else 0x00008009  # a string marked as ASCII, or as UTF-8
+        data += struct.pack(">ii", kind, len(string.encode())) + string.encode()
     return data
 
 

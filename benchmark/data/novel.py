@@ -6,12 +6,14 @@ there is no apt-get, any long text of your own serves as well: give its file to 
 """
 
 import hashlib
-import struct
 import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
+import rdata
 
 from benchmark.lib.common import build_parser, fail
 
@@ -22,7 +24,6 @@ TEXTS = Path(__file__).resolve().parents[1] / "texts"
 NOVELS = {
     "emma": ("EMMA", "dd08b340a56ad4a0a00718d5682528a5a5886ae0aef91c9e0fa528074fa64b75"),
 }
-CHARACTER_VECTOR = 16  # R's STRSXP
 
 
 def download(folder: Path) -> bytes:
@@ -42,19 +43,14 @@ def objects(data: bytes) -> Iterator[bytes]:
 
 
 def character_vector(data: bytes) -> list[str]:
-    """Read a character vector in R's serialisation format, version 3 (R Internals, section 1.8)."""
-    (encoding_length,) = struct.unpack_from(">i", data, 14)
-    position = 18 + encoding_length
-    kind, count = struct.unpack_from(">ii", data, position)
-    if not data.startswith(b"X\n") or kind & 0xFF != CHARACTER_VECTOR:
-        raise ValueError("an object is not a character vector in R's binary format, version 3")
-    position += 8
-    strings = []
-    for _ in range(count):
-        (length,) = struct.unpack_from(">i", data, position + 4)
-        start, position = position + 8, position + 8 + max(0, length)
-        strings.append(data[start:position].decode("utf-8"))
-    return strings
+    """Read a character vector as R serialises it; ValueError when it is something else."""
+    try:
+        vector = rdata.conversion.convert(rdata.parser.parse_data(data, extension=".rds"), default_encoding="utf-8")
+    except Exception as error:  # rdata has no error of its own for what is no R file
+        raise ValueError(f"an object is not a character vector in R's format: {error}") from error
+    if not isinstance(vector, np.ndarray) or vector.dtype.kind != "U":
+        raise ValueError(f"an object is a {type(vector).__name__}, not a character vector")
+    return vector.tolist()
 
 
 def fetch_novel(title: str, output: Path) -> Path:
