@@ -55,7 +55,7 @@ def parse(monkeypatch):
 
 @pytest.fixture
 def comparison(parse, monkeypatch):
-    """Run compare.py while what it starts ends at once with an exit code; returns its own code and the calls, parsed."""
+    """Run compare.py, whose scripts end at once with an exit code; returns its own code and its calls, parsed."""
 
     def run(*arguments, exit_code=0):
         calls = []

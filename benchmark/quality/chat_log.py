@@ -1,12 +1,12 @@
-"""The logs of demo/streaming.py, read back: which experiment it was and what was answered."""
+"""The JSON lines of demo/streaming.py, read back: which experiment it was and what was answered.
 
-import re
+A run is a line with `experiment` and `model`, a line with `prompt` and `answer` for every turn, and a line with `turns`
+and other figures, unless the run was broken off.
+"""
+
+import json
 from dataclasses import dataclass
 from pathlib import Path
-
-HEADER = re.compile(r"^# (?P<model>.+): .+ \((?P<experiment>attention_sinks|windowed|plain Transformers)\)$", re.M)
-TURN = re.compile(r"\nUser: (?P<prompt>.*?)\n\nAssistant: (?P<answer>.*?)(?=\n\nUser: |\n\nturns {2,}\d|\Z)", re.S)
-TURNS = re.compile(r"^turns {2,}(?P<turns>[\d,]+)$", re.M)
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class ChatLog:
     answers : list of str
         One per turn, in order.
     turns : int or None
-        As the run itself counted them; None when it was broken off. More answers than turns: the model wrote "User:"
-        and "Assistant:" itself.
+        As the run itself counted them; None when it was broken off.
     runs : int
         In the file; every run of the demo is appended.
     """
@@ -35,16 +34,24 @@ class ChatLog:
 
 
 def read_chat_log(path: Path) -> ChatLog:
-    """Read a log; ValueError when it is empty or was not written by demo/streaming.py."""
-    text = path.read_text(encoding="utf-8")
-    headers = list(HEADER.finditer(text))
-    if not headers:
-        raise ValueError(f"{path} is {'not a log of demo/streaming.py' if text.strip() else 'empty'}.")
-    run = text[headers[-1].end() :]
-    answers = [match["answer"].strip() for match in TURN.finditer(run)]
+    """Read a log; ValueError when it is empty or was not written by demo/streaming.py --json_log."""
+    entries = _entries(path)
+    starts = [number for number, entry in enumerate(entries) if "experiment" in entry]
+    if not starts:
+        raise ValueError(f"{path} is {'not a log of demo/streaming.py --json_log' if entries else 'empty'}.")
+    first, *entries = entries[starts[-1] :]
+    answers = [entry["answer"].strip() for entry in entries if "answer" in entry]
     if not answers:
         raise ValueError(f"{path} has no turn: its last run was broken off before the first answer.")
-    experiment = headers[-1]["experiment"].replace("plain Transformers", "transformers")
-    counted = TURNS.search(run)
-    turns = int(counted["turns"].replace(",", "")) if counted else None
-    return ChatLog(experiment, headers[-1]["model"], answers, turns, len(headers))
+    turns = next((entry["turns"] for entry in entries if "turns" in entry), None)
+    return ChatLog(first["experiment"], first["model"], answers, turns, len(starts))
+
+
+def _entries(path: Path) -> list[dict]:
+    """The objects of a file, one per line; a last line that was cut off in the middle is left out."""
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")  # an answer may hold other characters that end lines
+    try:
+        entries = [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not a log of demo/streaming.py --json_log: {error}.") from error
+    return [entry if isinstance(entry, dict) else {} for entry in entries]

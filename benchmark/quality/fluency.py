@@ -1,4 +1,4 @@
-r"""How many answers of a long chat are still language: the logs of demo/streaming.py, judged by two published rules.
+r"""How many answers of a long chat are still language: logs of demo/streaming.py, judged by two published rules.
 
 An answer is lost if it holds fewer than 3 different English words (tokenised with NLTK, lower case), or if it is longer
 than 1,000 tokens and made of fewer than 26 different characters. The rules are those of the attention_sinks blog post;
@@ -9,8 +9,8 @@ Columns of the CSV: experiment, response (1 is the first), tokens, real_words, d
 repeated (0 or 1).
 
 Example:
-    python benchmark/quality/fluency.py demo/streaming_logs/*/SmolLM2-135M-Instruct.txt \
-        --output benchmark/outputs/fluency.csv --plot benchmark/outputs/fluency.png
+    python demo/streaming.py --experiment windowed --json_log benchmark/outputs/chat/windowed.jsonl
+    python benchmark/quality/fluency.py benchmark/outputs/chat/*.jsonl --plot benchmark/outputs/fluency.png
 """
 
 import argparse
@@ -34,7 +34,12 @@ LONG_RESPONSE, FEWEST_CHARACTERS = 1000, 26
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = build_parser(__doc__)
     add = parser.add_argument
-    add("logs", type=Path, nargs="+", help="logs of demo/streaming.py, one per experiment; the last run in each counts")
+    add(
+        "logs",
+        type=Path,
+        nargs="+",
+        help="of demo/streaming.py --json_log, one per experiment; the last run in each counts",
+    )
     add("--output", type=Path, default=Path("benchmark/outputs/fluency.csv"), help="(default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing CSV")
     add("--plot", type=Path, default=None, help="write the cumulative counts to a .png or .svg")
@@ -78,8 +83,6 @@ def read_logs(paths: list[Path]) -> dict[str, ChatLog]:
             raise ValueError(f"{path} is a second log of the experiment {log.experiment}; give one per experiment.")
         if log.runs > 1:
             print(f"{path} holds {log.runs} runs; the last one is read.", file=sys.stderr)
-        if log.turns not in (None, len(log.answers)):
-            print(f"{path}: {log.turns} turns, but {len(log.answers)} answers: some were made up.", file=sys.stderr)
         logs[log.experiment] = log
     return {experiment: logs[experiment] for experiment in STYLES if experiment in logs}
 

@@ -62,16 +62,16 @@ step_chat() {
   local questions
   questions=${QUESTIONS:-$("$python" -m benchmark.data.mt_bench --output benchmark/texts/mt_bench.jsonl)}
   for experiment in attention_sinks windowed transformers; do
-    once "$output/streaming_logs/$experiment.txt" demo/streaming.py "${here[@]}" --experiment "$experiment" \
-      --dataset_name "$questions" --window_size 1024 --max_new_tokens "${TURN_TOKENS:-24}"
+    once --json_log "$output/streaming_logs/$experiment.jsonl" demo/streaming.py "${here[@]}" \
+      --experiment "$experiment" --dataset_name "$questions" --window_size 1024 --max_new_tokens "${TURN_TOKENS:-24}"
   done
-  "$python" -m benchmark.quality.fluency "$output"/streaming_logs/*.txt --overwrite --output "$output/fluency.csv" \
+  "$python" -m benchmark.quality.fluency "$output"/streaming_logs/*.jsonl --overwrite --output "$output/fluency.csv" \
     --plot "$output/fluency.png" --title "SmolLM2-135M in a chat of 160 turns, cache of 1024 tokens"
 }
 
 step_endless() {
   for experiment in attention_sinks windowed transformers; do
-    once "$output/endless_logs/$experiment.txt" demo/endless_generation.py "${here[@]}" --experiment "$experiment" \
+    once --log_file "$output/endless_logs/$experiment.txt" demo/endless_generation.py "${here[@]}" --experiment "$experiment" \
       --window_size 512 --min_new_tokens "${ENDLESS_TOKENS:-10000}" --max_new_tokens "${ENDLESS_TOKENS:-10000}"
   done
 }
@@ -82,12 +82,12 @@ step_million() { # the last row says that all steps have been taken
     --overwrite --output "$output/million_steps.csv"
 }
 
-once() { # log script [arguments]: what is broken off leaves no log behind
-  local log=$1
+once() { # option log script [arguments]: what is broken off leaves no log behind
+  local option=$1 log=$2
   [ -e "$log" ] && return
   mkdir -p "$(dirname "$log")"
   rm -f "$log.partial"
-  "$python" "${@:2}" --log_file "$log.partial"
+  "$python" "${@:3}" "$option" "$log.partial"
   sed "s|$log.partial|$log|" "$log.partial" > "$log"
   rm "$log.partial"
 }
