@@ -1,10 +1,19 @@
-"""A CSV file that is valid at every moment, and a run that can go on where its file ends."""
+"""CSV files: written at once, or valid at every moment for runs that can go on where their file ends."""
 
 import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
+    """Write a CSV file, with its folders; what a row lacks stays empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @dataclass

@@ -28,6 +28,9 @@ import transformers
 from transformers.generation.streamers import BaseStreamer
 
 import attention_sinks
+from benchmark.lib.common import build_parser, positive_int
+from benchmark.speed.contenders import random_tokens
+from benchmark.speed.shapes import build_shape
 
 PACKAGE = Path(attention_sinks.__file__).resolve().parent
 SINKS, WINDOW = 4, 28
@@ -60,28 +63,11 @@ class FrameCounter(BaseStreamer):
         pass
 
 
-def build_model(layers: int) -> torch.nn.Module:
-    """A random Llama with attention sinks; no token ends its text."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    return attention_sinks.inject_attention_sinks(model, SINKS, WINDOW)
-
-
 def count_frames(layers: int = 2) -> list[list[CodeType]]:
     """The frames of the package for each of `TOKENS` generated tokens, the cache being full."""
-    model, counter = build_model(layers), FrameCounter()
-    ids = torch.randint(64, (1, 2 * (SINKS + WINDOW)))
+    plain = build_shape("tiny", "cpu", torch.float32, num_hidden_layers=layers, eos_token_id=None)
+    model, counter = attention_sinks.inject_attention_sinks(plain, SINKS, WINDOW), FrameCounter()
+    ids = random_tokens(model, 2 * (SINKS + WINDOW))
     options = {"max_new_tokens": WARM_UP + TOKENS, "do_sample": False, "streamer": counter}
     previous = sys.getprofile()
     sys.setprofile(counter.profile)
@@ -114,8 +100,8 @@ def _file(code: CodeType) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=2, help="layers of the model (default: %(default)s)")
+    parser = build_parser(__doc__)
+    parser.add_argument("--layers", type=positive_int, default=2, help="layers of the model (default: %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="print the frames of each function of a typical token")
     return parser.parse_args()
 

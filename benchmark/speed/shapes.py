@@ -55,8 +55,8 @@ SHAPES = {
 }
 
 
-def build_shape(name: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Build a named shape with random weights, directly on its device and in its dtype."""
+def build_shape(name: str, device: str, dtype: torch.dtype, **changes) -> PreTrainedModel:
+    """Build a named shape with random weights, on its device and in its dtype; `changes` are made to its config."""
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[name]), dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(LlamaConfig(**{**SHAPES[name], **changes}), dtype=dtype).eval()

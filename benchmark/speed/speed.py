@@ -1,10 +1,13 @@
 """Speed and memory of streaming with attention sinks beside plain Transformers, in one run with alternating rounds.
 
-Single-token step with a full cache (ms/token), beside Transformers with a DynamicCache at the same context and the
-linear layers alone; with --compiled also both under torch.compile, Transformers with a StaticCache; with --original
-attention_sinks 0.4.0 as well. Calls of thousands of tokens (tokens/s) beside one plain call of the same length, peak
-memory above the weights, bytes of the cache, and the time that reading weights and cache takes at the rate the memory
-is copied with. Medians over the rounds, with the fastest and slowest round.
+Single-token steps (ms/token) are made with a full cache. Beside them stand the steps of Transformers, whose
+DynamicCache holds --window_size tokens, and the linear layers alone. --compiled adds both under torch.compile,
+Transformers with a StaticCache; --original adds attention_sinks 0.4.0. Long calls (tokens/s) begin with a new cache and
+stand beside one plain call of the same length.
+
+The script also reports the peak memory above the weights, the bytes of the cache, and the time that reading weights and
+cache takes at the rate at which the memory is copied. Figures are medians over the rounds, with the fastest and the
+slowest round.
 
 Examples:
     python benchmark/speed/speed.py --shape smollm2-135m --compiled
@@ -13,7 +16,6 @@ Examples:
 """
 
 import argparse
-import csv
 import platform
 import statistics
 from pathlib import Path
@@ -22,7 +24,9 @@ import torch
 import transformers
 
 import attention_sinks
-from benchmark.lib.common import build_parser, cache_bytes, device_and_dtype, positive_int
+from benchmark.lib.common import build_parser, cache_bytes, device_and_dtype, fail, positive_int
+from benchmark.lib.experiments import add_cache_arguments, check_sizes
+from benchmark.lib.results import write_csv
 from benchmark.speed import timing
 from benchmark.speed.contenders import (
     Dense,
@@ -88,16 +92,8 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("--batch_size", type=positive_int, default=1, help="(default: %(default)s)")
     add("--compiled", action="store_true", help="measure compiled steps as well; compiling takes minutes")
     add("--original", metavar="PYTHON", help="an interpreter that has attention_sinks 0.4.0, to measure it as well")
-    add("--threads", type=positive_int, default=2, help="CPU threads of PyTorch (default: %(default)s)")
-    add(
-        "--window_size",
-        type=positive_int,
-        default=1024,
-        help="tokens in the cache, sinks included, and the context of plain Transformers (default: %(default)s)",
-    )
-    add("--attention_sink_size", type=int, default=4, help="(default: %(default)s)")
-    add("--rounds", type=positive_int, default=7, help="rounds of single steps (default: %(default)s)")
-    add("--steps", type=positive_int, default=32, help="single steps per round (default: %(default)s)")
+    add_cache_arguments(parser)
+    timing.add_timing_arguments(parser, rounds=7, steps=32)
     add("--calls", type=positive_int, nargs="*", default=[4096, 16384], help="long calls (default: %(default)s)")
     add("--call_rounds", type=positive_int, default=3, help="rounds of long calls (default: %(default)s)")
     add(
@@ -150,7 +146,7 @@ def measure_steps(models: dict, args: argparse.Namespace) -> list[dict]:
     rows = []
     for name, contender in contenders.items():
         row = summary("single-token step", name, "ms/token", times[name], times[PLAIN])
-        row["vs_linear_layers"] = ratio(times[name], times[LINEAR])
+        row["vs_linear_layers"] = timing.median_ratio(times[name], times[LINEAR])
         if (cache := getattr(contender, "cache", None)) is not None:
             row["cache_bytes"] = cache_bytes(cache)
             row["peak_memory_bytes"] = timing.peak_bytes(lambda c=contender: many_steps(c, plain, args), plain.device)
@@ -158,7 +154,7 @@ def measure_steps(models: dict, args: argparse.Namespace) -> list[dict]:
     weights = sum(parameter.nbytes for parameter in plain.parameters())
     floor_ms = 1000 * (weights + rows[0]["cache_bytes"]) / timing.copy_rate(plain.device, plain.dtype)
     rows.append(summary("single-token step", FLOOR, "ms/token", [floor_ms] * args.rounds, times[PLAIN]))
-    rows[-1]["vs_linear_layers"] = ratio([floor_ms] * args.rounds, times[LINEAR])
+    rows[-1]["vs_linear_layers"] = timing.median_ratio([floor_ms] * args.rounds, times[LINEAR])
     return rows
 
 
@@ -183,13 +179,8 @@ def measure_calls(models: dict, length: int, step_ms: float, args: argparse.Name
 def summary(measure: str, contender: str, unit: str, values: list[float], plain: list[float] | None) -> dict:
     """One CSV row."""
     spread = {"median": statistics.median(values), "low": min(values), "high": max(values), "rounds": len(values)}
-    compared = {"vs_transformers": ratio(values, plain)} if plain else {}
+    compared = {"vs_transformers": timing.median_ratio(values, plain)} if plain else {}
     return {"measure": measure, "contender": contender, "unit": unit, **spread, **compared}
-
-
-def ratio(values: list[float], others: list[float]) -> float:
-    """The median over rounds, so that what slows a whole round cancels."""
-    return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
 def environment(plain: torch.nn.Module, args: argparse.Namespace) -> dict:
@@ -222,29 +213,18 @@ def print_rows(rows: list[dict]) -> None:
         print(LINE.format(row["measure"], row["contender"], *numbers, row["unit"], *ratios, peak), flush=True)
 
 
-def write_csv(path: Path, rows: list[dict], facts: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(row | facts for row in rows)
-
-
 @torch.inference_mode()
 def main() -> None:
     parser, args = parse_args()
     if args.original and args.model_name_or_path:
         parser.error("--original measures a --shape; leave --model_name_or_path out.")
-    if args.window_size <= args.attention_sink_size:
-        parser.error(
-            f"--window_size {args.window_size} must be above --attention_sink_size {args.attention_sink_size}."
-        )
     torch.set_num_threads(args.threads)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        check_sizes(args)
         models = load_models(args)
     except (OSError, ValueError, NotImplementedError) as error:
-        parser.error(str(error))
+        fail(parser, error)
 
     facts = environment(models[PLAIN], args)
     window = f"{args.attention_sink_size}+{args.window_size - args.attention_sink_size}"
@@ -257,7 +237,7 @@ def main() -> None:
         rows += (new := measure_calls(models, length, step_ms, args))
         print_rows(new)
     path = args.output or Path("benchmark/outputs/speed") / "{model}_{device}_{dtype}.csv".format(**facts)
-    write_csv(path, rows, facts)
+    write_csv(path, COLUMNS, [row | facts for row in rows])
     print(path)
 
 
