@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,13 @@ def test_an_unknown_step_of_smollm2_is_refused():
     command = ["bash", SCRIPTS / "smollm2.sh", "recall", "nonsense"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "nonsense" in done.stderr
+
+
+def test_the_readme_names_every_script_and_nothing_else():
+    text = (BENCHMARK / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:bash |python )?(?:benchmark/)?((?:quality|speed|data|scripts)/\w+\.(?:py|sh))", text))
+    files = {path.relative_to(BENCHMARK).as_posix(): path for path in BENCHMARK.glob("*/*.*")}
+    assert named <= set(files)
+    for name, path in files.items():
+        started_by_hand = path.suffix == ".sh" or (path.suffix == ".py" and "__main__" in path.read_text("utf-8"))
+        assert name in named or not started_by_hand, name

@@ -1,4 +1,4 @@
-"""Texts to benchmark on: a dataset of the Hugging Face Hub, a local folder or file, or a built-in text."""
+"""Texts to benchmark on, from the Hugging Face Hub, a local folder or file, or Python's own documentation."""
 
 import argparse
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ class CorpusError(Exception):
     """The text asked for cannot be had; the message says which argument to change."""
 
 
-def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a text."""
+def add_corpus_arguments(parser: argparse.ArgumentParser, num_tokens: int) -> None:
+    """Add the options that choose a text and how much of it is read: `num_tokens` is the default of that."""
     add = parser.add_argument
     add(
         "--dataset_name",
@@ -38,10 +38,11 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="documents (books) to read, one behind the other as one text (default: %(default)s)",
     )
+    add("--num_tokens", type=positive_int, default=num_tokens, help="tokens of it to read (default: %(default)s)")
 
 
-def read_tokens(args: argparse.Namespace, tokenizer, num_tokens: int) -> torch.Tensor:
-    """The first `num_tokens` token ids of the text that `args` choose, shape [1, num_tokens].
+def read_tokens(args: argparse.Namespace, tokenizer) -> torch.Tensor:
+    """The first token ids of the text that `args` choose, shape [1, --num_tokens].
 
     Raises
     ------
@@ -53,10 +54,10 @@ def read_tokens(args: argparse.Namespace, tokenizer, num_tokens: int) -> torch.T
     for number, text in enumerate(islice(texts, args.num_samples)):
         # What a tokenizer puts in front of a text stands in front of the first document only.
         ids += tokenizer(text, add_special_tokens=number == 0, verbose=False).input_ids
-        if len(ids) >= num_tokens:
-            return torch.tensor([ids[:num_tokens]])
+        if len(ids) >= args.num_tokens:
+            return torch.tensor([ids[: args.num_tokens]])
     raise CorpusError(
-        f"--num_tokens {num_tokens} is more than the text's {len(ids)} tokens; lower it, raise --num_samples "
+        f"--num_tokens {args.num_tokens} is more than the text's {len(ids)} tokens; lower it, raise --num_samples "
         f"{args.num_samples}, or choose a longer text with --dataset_name."
     )
 

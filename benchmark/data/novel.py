@@ -1,8 +1,8 @@
 """Fetch a real novel without a text hub: Jane Austen's, from the Debian package r-cran-janeaustenr (public domain).
 
-The package is downloaded with apt-get, verified and unpacked, nothing is installed. The text goes to
-benchmark/texts/<title>.txt; that path is printed on stdout. A second run finds the file and downloads nothing. Where
-there is no apt-get, any long text of your own serves as well: give its file to perplexity.py as --dataset_name.
+The script downloads the package with apt-get, verifies and unpacks it; it installs nothing. The text goes to
+benchmark/texts/<title>.txt, and that path is printed on stdout. A second run finds the file and downloads nothing.
+Where there is no apt-get, any long text of your own serves as well: give its file to perplexity.py as --dataset_name.
 """
 
 import hashlib

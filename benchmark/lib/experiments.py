@@ -24,12 +24,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, experiments: tuple = tu
     meanings = "; ".join(f"{name}: {EXPERIMENTS[name]}" for name in experiments)
     add("--experiment", choices=experiments, default="attention_sinks", help=f"{meanings} (default: %(default)s)")
     add_loading_arguments(parser)
-    add(
-        "--window_size",
-        type=positive_int,
-        default=1024,
-        help="tokens in the cache, the sinks included (default: %(default)s)",
-    )
+    add_cache_arguments(parser)
+
+
+def add_cache_arguments(parser: argparse.ArgumentParser, window_size: int = 1024) -> None:
+    """Add the options that say how large the cache is; `window_size` is the default."""
+    add = parser.add_argument
+    help_of_window = "tokens in the cache, the sinks included (default: %(default)s)"
+    add("--window_size", type=positive_int, default=window_size, help=help_of_window)
     add("--attention_sink_size", type=int, default=4, help="how many of them are sinks (default: %(default)s)")
 
 

@@ -1,5 +1,6 @@
 """How figures look: one colour per experiment in all of them, told apart with every kind of colour vision."""
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +36,36 @@ def make_styles(names: list[str]) -> dict[str, dict]:
     return styles
 
 
-def finish(draw: Callable[[], plt.Figure], output: Path | None) -> None:
-    """Draw a figure into a .png or .svg file, or into a window.
+def add_figure_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every script that draws: the title, and where the figure goes."""
+    parser.add_argument("--title", default=None)
+    parser.add_argument("--output", type=Path, default=None, help="write a .png or .svg instead of opening a window")
+
+
+def dress(panel: plt.Axes) -> None:
+    """Give a panel its grid, and no frame."""
+    panel.grid(color="#DDDDDD", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def mark_length(panel: plt.Axes, length: int) -> None:
+    """Draw a vertical line at a length in tokens."""
+    panel.axvline(length, color="#999999", linewidth=1, linestyle=(0, (1, 2)))
+
+
+def label_length(panel: plt.Axes, length: int, label: str) -> None:
+    """Write above a panel what a marked length is."""
+    at = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "color": "#666666", "fontsize": 9}
+    panel.annotate(label, (length, 1), xytext=(0, 4), ha="center", **at)
+
+
+def add_legend(figure: plt.Figure, panel: plt.Axes) -> None:
+    """Name the lines of `panel` below the figure."""
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+
+
+def finish(draw: Callable[[], plt.Figure], output: Path | None, title: str | None) -> None:
+    """Draw a figure with its title into a .png or .svg file, or into a window.
 
     Raises
     ------
@@ -48,6 +77,8 @@ def finish(draw: Callable[[], plt.Figure], output: Path | None) -> None:
     elif matplotlib.get_backend().lower() == "agg":
         raise ValueError("there is no display to open a window on: pass --output FILE.png")
     figure = draw()
+    if title:
+        figure.suptitle(title)
     if output is None:
         plt.show()
         return

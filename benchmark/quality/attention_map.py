@@ -1,9 +1,9 @@
-r"""The picture that started it: how much attention every head of every layer pays to the first tokens of a text.
+r"""How much attention every head of every layer pays to the first tokens of a text.
 
-Any model of Transformers with eager attention is read, without attention sinks. The share of its attention that a
-query gives to the first tokens is averaged over the queries of the second half of the text; were it spread evenly, it
-would be first_tokens / tokens before the query, which is printed as "even". The figure is a heat map, the values are in
-the CSV beside it (columns: layer, head, share).
+The script reads the text with plain Transformers and eager attention, without attention sinks. A head's share is the
+part of a query's attention that goes to the first tokens, averaged over the queries of the second half of the text.
+"even" says what the share would be if every query spread its attention evenly over the tokens before it. The figure is
+a heat map; the CSV beside it holds the values (columns: layer, head, share).
 
 Example:
     python benchmark/quality/attention_map.py --model_name_or_path models/SmolLM2-135M-Instruct \
@@ -11,7 +11,6 @@ Example:
 """
 
 import argparse
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -23,7 +22,7 @@ from attention_sinks.versions import CACHE
 from benchmark.data.corpus import CorpusError, add_corpus_arguments, read_tokens
 from benchmark.lib.common import build_parser, fail, positive_int
 from benchmark.lib.experiments import add_loading_arguments, load_plain_model, load_tokenizer
-from benchmark.lib.styles import finish
+from benchmark.lib.styles import add_figure_arguments, finish
 
 QUERIES_PER_CALL = 64  # bounds the memory of the attention weights
 
@@ -32,11 +31,9 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = build_parser(__doc__)
     add = parser.add_argument
     add_loading_arguments(parser)
-    add_corpus_arguments(parser)
-    add("--num_tokens", type=positive_int, default=1024, help="tokens of the text to read (default: %(default)s)")
+    add_corpus_arguments(parser, num_tokens=1024)
     add("--first_tokens", type=positive_int, default=4, help="how many of them are looked at (default: %(default)s)")
-    add("--title", default=None)
-    add("--output", type=Path, default=None, help="write a .png or .svg, and a .csv, instead of opening a window")
+    add_figure_arguments(parser)
     return parser, parser.parse_args()
 
 
@@ -79,8 +76,6 @@ def draw(share: torch.Tensor, args: argparse.Namespace) -> plt.Figure:
     panel.set(xlabel="layer", ylabel="head")
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    if args.title:
-        figure.suptitle(args.title)
     return figure
 
 
@@ -88,10 +83,10 @@ def main() -> None:
     parser, args = parse_args()
     try:
         check(args)
-        input_ids = read_tokens(args, load_tokenizer(args), args.num_tokens)
+        input_ids = read_tokens(args, load_tokenizer(args))
         model = load_plain_model(args, attn_implementation="eager")
         share, even = shares(model, input_ids, args.first_tokens)
-        finish(lambda: draw(share, args), args.output)
+        finish(lambda: draw(share, args), args.output, args.title)
     except (CorpusError, OSError, ValueError) as error:
         fail(parser, error)
     if args.output:

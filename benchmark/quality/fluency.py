@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 
 from benchmark.data.words import load_words
 from benchmark.lib.common import build_parser, fail
-from benchmark.lib.styles import STYLES, finish, make_styles
+from benchmark.lib.styles import STYLES, add_legend, dress, finish, make_styles
 from benchmark.quality.chat_log import ChatLog, read_chat_log
 
 FEWEST_WORDS = 3
@@ -87,7 +87,7 @@ def read_logs(paths: list[Path]) -> dict[str, ChatLog]:
     return {experiment: logs[experiment] for experiment in STYLES if experiment in logs}
 
 
-def draw(frame: pd.DataFrame, title: str | None) -> plt.Figure:
+def draw(frame: pd.DataFrame) -> plt.Figure:
     """Cumulative counts of lost answers and of repeated ones."""
     figure, panels = plt.subplots(ncols=2, layout="constrained", figsize=(10, 4))
     styles = make_styles(list(frame["experiment"].unique()))
@@ -98,11 +98,8 @@ def draw(frame: pd.DataFrame, title: str | None) -> plt.Figure:
         top = max(5, panel.get_ylim()[1])
         panel.set(xlabel="answers given", ylabel=f"{label}, so far", xlim=0, ylim=(-0.03 * top, top))
         panel.yaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(color="#DDDDDD", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    if title:
-        figure.suptitle(title)
+        dress(panel)
+    add_legend(figure, panels[0])
     return figure
 
 
@@ -121,7 +118,7 @@ def main() -> None:
         ]
         frame = pd.DataFrame(rows)
         if args.plot:
-            finish(lambda: draw(frame, args.title), args.plot)
+            finish(lambda: draw(frame), args.plot, args.title)
     except (OSError, ValueError) as error:
         fail(parser, error)
     args.output.parent.mkdir(parents=True, exist_ok=True)

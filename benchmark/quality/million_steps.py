@@ -1,9 +1,9 @@
 """A stream of a million single-token steps, checked against the naive reference at points along the way.
 
-The model is tiny and random, with weights that make its logits depend on every position; the reference is the one of
-the tests, which rotates every key afresh. A query's logits depend on the sinks and on the last layers x (window + 1)
-tokens alone, so the reference reads just those. A drift, of rounding or of positions, would show as a difference that
-grows; a leak as memory or time that does.
+The model is tiny and random, with weights that make its logits depend on every position. The reference is the one of
+the tests, which rotates every key afresh. A query's logits depend only on the sinks and on the last layers x (window +
+1) tokens, so the reference reads no others. A drift of rounding or of positions would show as a difference that grows,
+and a leak as memory or time that grows.
 
 Columns: steps, largest_difference (of the logits, whose standard deviation is about 1), ms_per_step (since the row
 before), cache_bytes, rss (GiB).
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from benchmark.lib.common import build_parser, cache_bytes, fail, positive_int
+from benchmark.lib.experiments import add_cache_arguments, check_sizes
 from benchmark.lib.results import ResultsFile
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
@@ -39,8 +40,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add = parser.add_argument
     add("--steps", type=positive_int, default=1_000_000, help="(default: %(default)s)")
     add("--check_every", type=positive_int, default=10_000, metavar="STEPS", help="(default: %(default)s)")
-    add("--window_size", type=positive_int, default=16, help="cached tokens, sinks included (default: %(default)s)")
-    add("--attention_sink_size", type=int, default=4, help="(default: %(default)s)")
+    add_cache_arguments(parser, window_size=16)
     add("--rope", default="default", help="a rotary type of tests/helpers.py (default: %(default)s)")
     add("--output", type=Path, default=Path("benchmark/outputs/million_steps.csv"), help="(default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing CSV")
@@ -81,11 +81,7 @@ def main() -> None:
     parser, args = parse_args()
     results = ResultsFile(args.output, COLUMNS, {})
     try:
-        if not 0 <= args.attention_sink_size < args.window_size:
-            raise ValueError(
-                f"--attention_sink_size {args.attention_sink_size} must be at least 0 and below --window_size "
-                f"{args.window_size}."
-            )
+        check_sizes(args)
         if args.output.exists() and not args.overwrite:
             raise ValueError(f"{args.output} exists: pass --overwrite to replace it, or another --output.")
     except ValueError as error:

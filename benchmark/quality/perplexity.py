@@ -39,8 +39,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = build_parser(__doc__)
     add = parser.add_argument
     add_model_arguments(parser)
-    add_corpus_arguments(parser)
-    add("--num_tokens", type=positive_int, default=8192, help="tokens of the text to read (default: %(default)s)")
+    add_corpus_arguments(parser, num_tokens=8192)
     add("--output_dir", type=Path, default=Path("benchmark/outputs"), help="(default: %(default)s)")
     add("--name", default=None, help="name of the CSV file without .csv (default: the experiment)")
     existing = parser.add_mutually_exclusive_group()
@@ -147,7 +146,7 @@ def main() -> None:
         if before and before[-1]["input_length"] >= args.num_tokens - 1:
             print(f"{results.path} is complete: {before[-1]['input_length']:.0f} tokens.")
             return
-        input_ids = read_tokens(args, load_tokenizer(args), args.num_tokens)
+        input_ids = read_tokens(args, load_tokenizer(args))
         model = load_model(args)
     except (CorpusError, OSError, ValueError) as error:
         fail(parser, error)

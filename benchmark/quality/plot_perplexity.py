@@ -15,7 +15,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from benchmark.lib.common import build_parser, fail, positive_int
-from benchmark.lib.styles import STYLES, experiment_of, finish, make_styles
+from benchmark.lib.styles import (
+    STYLES,
+    add_figure_arguments,
+    add_legend,
+    dress,
+    experiment_of,
+    finish,
+    label_length,
+    make_styles,
+    mark_length,
+)
 
 NEEDED = {"input_length", "nll", "overall_ppl", "cuda_vram_allocated", "latency"}
 FEATURE_COLUMNS = {"cache": ("cache_bytes",)}  # not in the files of attention_sinks 0.4.0
@@ -38,6 +48,7 @@ def mark(text: str) -> tuple[int, str]:
 
 def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = build_parser(__doc__)
+    add_figure_arguments(parser)
     add = parser.add_argument
     add(
         "--output_dir",
@@ -60,7 +71,6 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         default=["perplexity", "vram"],
         help="(default: perplexity vram)",
     )
-    add("--title", default=None)
     add(
         "--log_perplexity_limit",
         type=float,
@@ -88,7 +98,6 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         metavar="LENGTH=LABEL",
         help="vertical lines, such as '8192=trained length'",
     )
-    add("--output", type=Path, default=None, help="write a .png or .svg instead of opening a window")
     return parser, parser.parse_args()
 
 
@@ -149,18 +158,15 @@ def draw(runs: dict[str, pd.DataFrame], args: argparse.Namespace) -> plt.Figure:
     for panel, feature in zip(panels[:, 0], args.features, strict=True):
         for name, frame in runs.items():
             panel.plot(frame["input_length"], values(frame, feature, args.average), linewidth=1.8, **styles[name])
-        dress(panel, feature, args)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        finish_panel(panel, feature, args)
+    add_legend(figure, panels[0, 0])
     for length, label in args.mark:
-        at = {"xy": (length, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        panels[0, 0].annotate(label, xytext=(0, 4), ha="center", fontsize=9, color="#666666", **at)
+        label_length(panels[0, 0], length, label)
     panels[-1, 0].set_xlabel("tokens read")
-    if args.title:
-        figure.suptitle(args.title)
     return figure
 
 
-def dress(panel: plt.Axes, feature: str, args: argparse.Namespace) -> None:
+def finish_panel(panel: plt.Axes, feature: str, args: argparse.Namespace) -> None:
     """Axis limits, labels, grid and marks of one panel."""
     if feature in ("perplexity", "nll"):
         panel.set_ylim(top=min(args.log_perplexity_limit, panel.get_ylim()[1]))
@@ -168,18 +174,17 @@ def dress(panel: plt.Axes, feature: str, args: argparse.Namespace) -> None:
         panel.set_ylim(bottom=0)
     panel.set_ylabel(LABELS[feature])
     panel.xaxis.set_major_formatter("{x:,.0f}")
-    panel.grid(color="#DDDDDD", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
+    dress(panel)
     panel.margins(x=0.01)
     for length, _ in args.mark:
-        panel.axvline(length, color="#999999", linewidth=1, linestyle=(0, (1, 2)))
+        mark_length(panel, length)
 
 
 def main() -> None:
     parser, args = parse_args()
     try:
         runs = read_runs(args.output_dir, args.runs, args.features, args.skip_first)
-        finish(lambda: draw(runs, args), args.output)
+        finish(lambda: draw(runs, args), args.output, args.title)
     except (OSError, ValueError) as error:
         fail(parser, error)
 

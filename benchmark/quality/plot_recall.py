@@ -11,7 +11,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from benchmark.lib.common import build_parser, fail, positive_int
-from benchmark.lib.styles import STYLES, finish, make_styles
+from benchmark.lib.styles import (
+    STYLES,
+    add_figure_arguments,
+    add_legend,
+    dress,
+    finish,
+    label_length,
+    make_styles,
+    mark_length,
+)
 
 NEEDED = {"stream_tokens", "distance_lines", "distance_tokens", "correct"}
 
@@ -20,7 +29,6 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = build_parser(__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("benchmark/outputs/recall"), help="(default: %(default)s)")
-    add("--title", default=None)
     add(
         "--window_size",
         type=positive_int,
@@ -28,7 +36,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         help="marks the size of the cache; the right panel then counts only what lies within it",
     )
     add("--bin", type=positive_int, default=2048, metavar="TOKENS", help="of the right panel (default: %(default)s)")
-    add("--output", type=Path, default=None, help="write a .png or .svg instead of opening a window")
+    add_figure_arguments(parser)
     return parser, parser.parse_args()
 
 
@@ -62,19 +70,15 @@ def draw(runs: dict[str, pd.DataFrame], args: argparse.Namespace) -> plt.Figure:
         within = frame[frame["distance_tokens"] < args.window_size] if args.window_size else frame
         length.plot(by_length(within, args.bin) * 100, marker="o", **styles[name])
     if args.window_size:
-        distance.axvline(args.window_size, color="#999999", linewidth=1, linestyle=(0, (1, 2)))
-        at = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "color": "#666666", "fontsize": 9}
-        distance.annotate("cache", (args.window_size, 1), xytext=(0, 4), ha="center", **at)
+        mark_length(distance, args.window_size)
+        label_length(distance, args.window_size, "cache")
     distance.set(xlabel="tokens between a number and its query", ylabel="numbers recalled (%)", ylim=(-3, 103))
     length.set(xlabel="tokens read" + (" (numbers within the cache)" if args.window_size else ""))
     for panel in (distance, length):
         panel.xaxis.set_major_formatter("{x:,.0f}")
-        panel.grid(color="#DDDDDD", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        dress(panel)
         panel.set_xlim(left=0)
-    figure.legend(*distance.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    if args.title:
-        figure.suptitle(args.title)
+    add_legend(figure, distance)
     return figure
 
 
@@ -82,7 +86,7 @@ def main() -> None:
     parser, args = parse_args()
     try:
         runs = read_runs(args.output_dir)
-        finish(lambda: draw(runs, args), args.output)
+        finish(lambda: draw(runs, args), args.output, args.title)
     except (OSError, ValueError) as error:
         fail(parser, error)
 

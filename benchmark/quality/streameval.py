@@ -151,18 +151,18 @@ def _read_question(row: dict) -> tuple[str, list[str], list[str], str]:
     return question, texts, labels, answer
 
 
-def judge(queries: list[Query], pieces: Iterable[tuple[int, torch.Tensor]]) -> list[tuple[bool, float]]:
+def judge(queries: list[Query], chunks: Iterable[tuple[int, torch.Tensor]]) -> list[tuple[bool, float]]:
     """Whether each answer is the likeliest one, token for token, and its mean NLL in nats.
 
     Parameters
     ----------
     queries : list of Query
-    pieces : iterable of (int, Tensor [tokens, vocabulary])
-        The stream's logits, piece by piece, and where each piece begins.
+    chunks : iterable of (int, Tensor [tokens, vocabulary])
+        The stream's logits, chunk by chunk, and where each chunk begins.
     """
     right, nll = [True] * len(queries), [0.0] * len(queries)
     asked = [(query.start - 1 + i, n, i) for n, query in enumerate(queries) for i in range(len(query.answer))]
-    for begin, logits in pieces:
+    for begin, logits in chunks:
         for position, n, i in asked:
             if begin <= position < begin + len(logits):
                 scores, gold = logits[position - begin].float(), queries[n].answer[i]
