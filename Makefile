@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or newer and set up all the rest in this folder.
+# `make demo` and `make test` need Python 3.10 or newer and set up all the rest in this folder. `make help` lists all targets.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,67 +15,71 @@ INSTALL := $(PIP) --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 # pip chooses in this order, so that Transformers is the newest and the others are the newest that it can use.
 NEWEST := transformers accelerate tokenizers huggingface_hub peft
-# What a new Transformers breaks first: the architectures, the cache's protocol, generate, chats and the README's code.
-NEWEST_TESTS := tests/test_compiled.py::test_the_readme $(wildcard $(addprefix tests/test_, \
-	cache_names.py chat*.py conformance.py contract.py generate*.py injection.py readme*.py registry.py storage.py \
-	support_table.py surface.py verify.py))
 NO_MODEL := -m "not real_model and not every_architecture"
 
-.PHONY: demo test test-architectures test-oldest test-newest environments env-newest lock style clean
+.PHONY: demo test test-architectures test-oldest test-newest environments env-newest lock style docs help clean
 
 # Where several workers share the cores, threads that spin while they wait hold each other up: on two busy cores, the
 # real model takes about four times as many steps a second without.
 test test-architectures test-oldest test-newest: export OMP_WAIT_POLICY := passive
 
 # A chat of many turns on a real model, with a window so small that the stream passes it several times.
-demo: $(VENV)/.demo $(MODEL)
+demo: $(VENV)/.demo $(MODEL) ## hold a long conversation with a small real model in a short window
 	$(VENV)/bin/python demo/streaming.py --model_name_or_path $(MODEL) \
 		--window_size 256 --max_new_tokens 100 --num_turns $(TURNS)
 
 # All tests but those of architectures beyond the first package's; the real model's are included.
-test: $(VENV)/.dev $(MODEL)
+test: $(VENV)/.dev $(MODEL) ## run the tests, those of the real model included
 	@$(VENV)/bin/python .ci/versions.py
 	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m "not every_architecture"
 
 # Every architecture through the same checks; the summary says what each tiny model has.
-test-architectures: $(VENV)/.dev
+test-architectures: $(VENV)/.dev ## run the checks of every architecture
 	@$(VENV)/bin/python .ci/versions.py
 	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m every_architecture
 
 # The tests that need no real model, with the oldest supported Transformers.
-test-oldest: $(VENV_OLDEST)/.test
+test-oldest: $(VENV_OLDEST)/.test ## run the tests with the oldest supported Transformers
 	@$(VENV_OLDEST)/bin/python .ci/versions.py
 	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) $(NO_MODEL)
 
 # The tests that a new Transformers is likely to break, with the newest one that the registry has today.
-test-newest: env-newest
+test-newest: env-newest ## run the tests that a new Transformers is likely to break, with the newest one
 	@$(VENV_NEWEST)/bin/python .ci/versions.py
-	$(VENV_NEWEST)/bin/python -m pytest $(NEWEST_TESTS) $(PARALLEL) $(NO_MODEL)
+	$(VENV_NEWEST)/bin/python -m pytest tests $(PARALLEL) -m "newest and not real_model and not every_architecture"
 
 # All that the tests need. `make --jobs=3 environments` installs them side by side.
-environments: $(VENV)/.dev $(VENV_OLDEST)/.test env-newest
+environments: $(VENV)/.dev $(VENV_OLDEST)/.test env-newest ## install all that the tests need
 
 # Phony, so that every run asks the registry; it costs seconds where nothing is new.
-env-newest: $(VENV_NEWEST)/.test
+env-newest: $(VENV_NEWEST)/.test ## bring the environment of test-newest up to date
 	$(VENV_NEWEST)/bin/python $(PIP) --upgrade --editable ".[test]" $(NEWEST) "$(TORCH)"
 
 # Writes constraints.txt anew, with the newest release of everything but torch. To move torch, change its line first.
 # The comment at the top stays. Where a package has a line for older Pythons, the one for newer Pythons comes first.
 # When no set of releases fits together, the file stays as it was.
-lock: $(VENV_LOCK)/bin/uv
+lock: $(VENV_LOCK)/bin/uv ## write constraints.txt anew, with the newest releases
 	echo "$(TORCH)" > $(VENV_LOCK)/torch.txt
 	$(VENV_LOCK)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-python-downloads \
 		--upgrade --constraint $(VENV_LOCK)/torch.txt --no-annotate --no-header --quiet --output-file $(VENV_LOCK)/locked.txt
 	(grep '^#' constraints.txt; LC_ALL=C sort -t= -k1,1 -k3r $(VENV_LOCK)/locked.txt) > $(VENV_LOCK)/constraints.txt
 	mv $(VENV_LOCK)/constraints.txt constraints.txt
 
-style: $(VENV)/.dev
+style: $(VENV)/.dev ## check the style of the code
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# The site lies in site/ afterwards. Building it needs no network.
+docs: $(VENV)/.dev ## build the documentation, with any dead link an error
+	$(VENV)/bin/python -m mkdocs build --strict
+
+# Each target's line is what stands behind `##` beside it.
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
 # Logs and benchmark results stay.
-clean:
-	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_LOCK) $(MODEL) build dist .pytest_cache .ruff_cache .hypothesis
+clean: ## remove environments, the model, caches and builds; results stay
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_LOCK) $(MODEL) build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Order-only: the model is made once and stays whatever else changes.

@@ -9,7 +9,7 @@ check_transformers()
 
 from transformers import AutoTokenizer  # noqa: E402
 
-from . import models  # noqa: E402
+from . import model_classes  # noqa: E402
 from .auto import (  # noqa: E402
     AutoModel,
     AutoModelForCausalLM,
@@ -22,7 +22,7 @@ from .chat.chat import StreamingChat  # noqa: E402
 from .generation.contrastive import contrastive_search  # noqa: E402
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
 from .legacy import register_legacy  # noqa: E402
-from .models import *  # noqa: E402, F403
+from .model_classes import *  # noqa: E402, F403
 from .models.registry import supported_model_types  # noqa: E402
 from .verification import Verification, verify_attention_sinks  # noqa: E402
 
@@ -47,5 +47,5 @@ __all__ = [
     "supported_model_types",
     "verify_attention_sinks",
 ]
-__all__ += models.__all__
+__all__ += model_classes.__all__
 __all__.sort()

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
+from typing import TypeVar
 
 from torch import nn
 
-from .architecture.setup import MARK, base_model_of
-from .patching import put_in, take_out
+from .architecture.modules import base_model_of
+from .architecture.setup import MARK
+from .patching import install, uninstall
 from .settings import SinkSettings
 from .verification import check_release_with, setup_for
 from .versions import is_newer_than_tested
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 def inject_attention_sinks(
-    model: nn.Module,
+    model: Model,
     attention_sink_size: int = 4,
     attention_sink_window_size: int = 1020,
     attention_sink_prefill: str = "streaming",
-) -> nn.Module:
+) -> Model:
     """Make a loaded model stream; injecting again replaces the settings.
 
     Parameters
@@ -36,7 +40,7 @@ def inject_attention_sinks(
 
     Returns
     -------
-    nn.Module
+    PreTrainedModel or PeftModel
         `model` itself.
 
     Raises
@@ -51,25 +55,24 @@ def inject_attention_sinks(
     setup = setup_for(model, settings)
     if is_newer_than_tested():
         check_release_with(model)
-    take_out(model)
-    put_in(model, setup)
+    install(model, setup)
     setup.warn_beyond_training(setup.settings)
     return model
 
 
-def remove_attention_sinks(model: nn.Module) -> nn.Module:
+def remove_attention_sinks(model: Model) -> Model:
     """Give `model` back as it was before `inject_attention_sinks`; a model without sinks is left alone."""
-    take_out(model)
+    uninstall(model)
     return model
 
 
 @contextmanager
 def attention_sinks_injected(
-    model: nn.Module,
+    model: Model,
     attention_sink_size: int = 4,
     attention_sink_window_size: int = 1020,
     attention_sink_prefill: str = "streaming",
-) -> Iterator[nn.Module]:
+) -> Iterator[Model]:
     """`inject_attention_sinks` for the length of a `with` block; settings from before it come back after it."""
     before = base_model_of(model).__dict__.get(MARK)
     inject_attention_sinks(model, attention_sink_size, attention_sink_window_size, attention_sink_prefill)

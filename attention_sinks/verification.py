@@ -17,10 +17,11 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .architecture.setup import MARK, Setup, base_model_of, without_adapter
+from .architecture.modules import base_model_of, without_adapter
+from .architecture.setup import MARK, Setup
 from .cache.cache import AttentionSinkKVCache
 from .models.registry import architecture_of
-from .patching import put_in, take_out
+from .patching import install, uninstall
 from .settings import SinkSettings
 from .versions import NEWEST_TRANSFORMERS
 
@@ -180,7 +181,7 @@ def _comparisons(
     run, room = _runner(outer, setup.model), setup.settings.visible_size
     short = text[:, :room]
     plain = run(short)
-    put_in(outer, setup)
+    install(outer, setup)
     yield "a text that fits into the cache, and the model without attention sinks", run(short), plain
     long = run(text, cache=AttentionSinkKVCache(outer))
     cache = AttentionSinkKVCache(outer)
@@ -262,13 +263,13 @@ def _left_as_it_is(model: nn.Module, before: Any) -> Iterator[None]:
     """The model without attention sinks and in evaluation mode; afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     try:
-        take_out(model)
+        uninstall(model)
         model.eval()
         yield
     finally:
-        take_out(model)
+        uninstall(model)
         if before is not None:
-            put_in(model, before.setup)
+            install(model, before.setup)
         for module in training:
             module.training = True
 

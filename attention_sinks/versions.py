@@ -72,6 +72,12 @@ def is_handed_position_embeddings(attention: type) -> bool:
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What this release calls the cache, among arguments and in outputs: `past_key_values` until 5.23."""
 
+OTHER_CACHE_NAME = "past_key_values" if CACHE == "cache" else "cache"
+"""What another release calls it."""
+
+BOTH_NAMES_BY_ITSELF = CACHE == "cache"
+"""Whether this release's own outputs answer to both names."""
+
 CACHE_NAMES = ("cache", "past_key_values")
 """What a user may call the cache with every release, the newer name first."""
 

@@ -8,7 +8,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from helpers import MessageLog  # noqa: E402
+from support.helpers import MessageLog  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from a second one, and lose much on a busy machine
 

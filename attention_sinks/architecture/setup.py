@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..plan.layers import LayerTable
 from ..plan.reach import Reach
+from ..plan.table import LayerTable
+from ..positions.schemes import Position
 from ..settings import SinkSettings
-from ..versions import with_cache_named
 from .layer_kinds import LayerKind
-from .spec import Architecture, Position
+from .modules import base_model_of
+from .spec import Architecture
 
 logger = logging.get_logger(__name__)
 
@@ -131,59 +129,20 @@ class Setup:
             )
 
 
-_PARAMETER_NAMES: dict[type, tuple[str, ...]] = {}
-
-
-def parameter_names(module_class: type) -> tuple[str, ...]:
-    """Names of the arguments of a module's forward, in order; read once (a `functools.cache` cannot be compiled)."""
-    if module_class not in _PARAMETER_NAMES:
-        _PARAMETER_NAMES[module_class] = tuple(inspect.signature(module_class.forward).parameters)[1:]
-    return _PARAMETER_NAMES[module_class]
-
-
-def named_arguments(module_class: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a module's forward by name; the cache under the name of this release, whichever was used."""
-    return with_cache_named({**dict(zip(parameter_names(module_class), args, strict=False)), **kwargs})
-
-
-def tokens_of(given: dict[str, Any]) -> torch.Tensor | None:
-    """The tokens among the arguments of a call, as ids [batch, columns] or as embeddings [batch, columns, hidden]."""
-    ids = given.get("input_ids")
-    return given.get("inputs_embeds") if ids is None else ids
-
-
-def base_model_of(model: nn.Module) -> PreTrainedModel:
-    """The decoder of `model` without head or adapter; TypeError when it is no Transformers model."""
-    model = without_adapter(model)
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"model must be a Transformers model, not {type(model).__name__}; load it with Transformers.")
-    return _decoder_in(model) or model.base_model
-
-
-def _decoder_in(model: PreTrainedModel) -> PreTrainedModel | None:
-    """The innermost model that owns the layers of the text decoder."""
-    text = model.config.get_text_config(decoder=True)
-
-    def owns_layers(module: nn.Module) -> bool:
-        lists = (child for child in module.children() if isinstance(child, nn.ModuleList))
-        return any(len(layers) == text.num_hidden_layers for layers in lists)
-
-    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    decoders = [module for module in models if module.config.model_type == text.model_type and owns_layers(module)]
-    return decoders[-1] if decoders else None
-
-
-def without_adapter(model: nn.Module) -> nn.Module:
-    """The model inside a PEFT wrapper, or `model` itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def setup_of(model: nn.Module) -> Setup:
-    """The injection of `model`; ValueError when it has none."""
+    """The setup of `model`; ValueError when it has none.
+
+    A shallow copy of a model, as `torch.nn.parallel.replicate` and accelerate's `compile_regions` make them, gets a
+    setup of its own when it is first asked for.
+    """
     base = model if MARK in model.__dict__ else base_model_of(model)
     if MARK not in base.__dict__:
         raise ValueError(
             f"model={type(model).__name__} has no attention sinks; load it with attention_sinks.AutoModelForCausalLM "
             "or call inject_attention_sinks(model) first."
         )
-    return base.__dict__[MARK].setup
+    installed = base.__dict__[MARK]
+    if installed.setup.model is not base:
+        installed = replace(installed, setup=Setup(base, installed.setup.settings, installed.setup.architecture))
+        base.__dict__[MARK] = installed
+    return installed.setup

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import weakref
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
 from ..architecture.setup import setup_of
-from ..architecture.spec import Position
-from ..plan.call import CallPlan
 from ..plan.counters import Counters
+from ..plan.layer import LayerPlan
 from ..settings import SinkSettings
-from .crop import CroppableCache
+from .history import COMMITTED_COLUMNS
 from .layers import cache_layers
-from .sink_layer import SinkLayer
 from .snapshot import restore_snapshot, settings_of, take_snapshot
-from .states_layer import StatesLayer
 from .storage import read_file, write_file
 from .stream_state import StreamState
 
 
-class AttentionSinkKVCache(CroppableCache):
+class AttentionSinkKVCache(Cache):
     """Sinks and window of every layer, for every row of a batch; constant in memory however long the streams.
 
     Every row is a stream of its own. A query sees the first S tokens of its stream and the W most recent ones, at
@@ -68,17 +69,23 @@ class AttentionSinkKVCache(CroppableCache):
         )
         self.settings = setup.fit(settings)
         setup.warn_beyond_training(self.settings)
-        reaches = setup.layer_table(self.settings).reaches
-        self.streams = StreamState(min(reach.visible_size for reach in reaches if reach is not None))
+        self.table = setup.layer_table(self.settings)
+        self.streams = StreamState(min(reach.visible_size for reach in self.table.reaches if reach is not None))
+        self.is_recording = False
         self._model = weakref.ref(setup.model)
-        super().__init__(layers=cache_layers(setup, self.settings, self.streams))
+        self._model_layers = setup.model.config.num_hidden_layers
+        layers = cache_layers(setup, self.table, self.streams)
+        self._sink_layers = [layer for layer in layers if layer.reach is not None]
+        self._states_layers = [layer for layer in layers if layer.keeps_states]
+        self._sink_groups: list[tuple[int, list[int]]] | None = None
+        super().__init__(layers=layers)
 
     # ---- what it holds
 
     @property
     def tokens_seen(self) -> torch.Tensor:
         """[batch] int64, real tokens each row has fed since the last reset."""
-        return torch.tensor(self.streams.seen, dtype=torch.long)
+        return torch.tensor(self.streams.seen, dtype=torch.long, device="cpu")
 
     @property
     def tokens_cached(self) -> torch.Tensor:
@@ -88,27 +95,23 @@ class AttentionSinkKVCache(CroppableCache):
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors; constant from the first call on, but for the undo log while recording."""
-        stored = (tensor for layer in self.layers for tensor in layer.tensors)
-        counters = self.streams.static.tensors if self.streams.static else ()
-        return sum(tensor.nbytes for tensors in (stored, self._undo_tensors, counters) for tensor in tensors)
-
-    @property
-    def _undo_tensors(self) -> list[torch.Tensor]:
-        return [tensor for layer in self._sink_layers for tensor in layer.log.tensors]
+        counters = self.streams.device.tensors if self.streams.device else ()
+        stored = (layer.tensors + layer.undo_tensors for layer in self.layers)
+        return sum(tensor.nbytes for tensors in (counters, *stored) for tensor in tensors)
 
     @property
     def is_initialized(self) -> bool:
-        return self.streams.static is not None
+        return self.streams.device is not None
 
     @property
     def is_compileable(self) -> bool:
-        """Whether single-token steps can be compiled: `generate` asks, and compiles them on a GPU."""
-        return not any(isinstance(layer, StatesLayer) for layer in self.layers) and not self.is_recording
+        """Whether steps can be compiled: `generate` asks, and compiles them on a GPU."""
+        return not self._states_layers and not self.is_recording
 
     @property
     def can_step_in_graph(self) -> bool:
-        """Whether the next step can be: the first call of a stream, which makes the buffers, is not compiled."""
-        return self.is_compileable and self.streams.static is not None
+        """Whether the next step can be compiled: the first call of a stream, which makes the buffers, is not."""
+        return self.is_compileable and self.streams.device is not None
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -118,14 +121,14 @@ class AttentionSinkKVCache(CroppableCache):
     def batch_size(self) -> int:
         return len(self.streams.seen) or -1
 
-    def get_seq_length(self, layer_idx: int = 0, *args, **kwargs) -> int:
+    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
         """Input columns seen since the last reset, padding included; `generate` slices its inputs by it."""
         return self.streams.columns
 
-    def get_query_offset(self, layer_idx: int = 0, *args, **kwargs) -> int:
+    def get_query_offset(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
         return 0
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0, *args, **kwargs) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return query_length, 0
 
     def __repr__(self) -> str:
@@ -141,6 +144,7 @@ class AttentionSinkKVCache(CroppableCache):
     def reset(self) -> None:
         """Forget all streams; the next call may bring another batch size."""
         self.streams.clear()
+        self._sink_groups = None
         for layer in self.layers:
             layer.reset()
 
@@ -150,16 +154,91 @@ class AttentionSinkKVCache(CroppableCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row `repeats` times in a row, as for beams or several returned sequences."""
-        self.batch_select_indices(torch.arange(len(self.streams.seen)).repeat_interleave(repeats))
+        rows = torch.arange(len(self.streams.seen), dtype=torch.long, device="cpu")
+        self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows at `indices` [new batch] int64 or bool [batch], in that order."""
-        if self.streams.rows is None:
+        if self.streams.counters is None:
             return
-        indices = torch.arange(len(self.streams.seen), device=indices.device)[indices]
+        indices = torch.arange(len(self.streams.seen), dtype=torch.long, device=indices.device)[indices]
         self.streams.select(indices.tolist())
         for layer in self.layers:
             layer.batch_select_indices(indices)
+
+    # ---- taking columns back
+
+    def activate_past_recording(self) -> None:
+        """From now on keep what leaves the window, so that `crop` can take more than one token back from a full row.
+
+        What is kept grows by the tokens fed between two crops, to those of 1,024 columns at most.
+        """
+        self._refuse_states("activate_past_recording()")
+        self._record(True)
+
+    def deactivate_past_recording(self) -> None:
+        """Stop what `activate_past_recording` began and let go of what was kept for it."""
+        self._record(False)
+        self.streams.forget(0)
+
+    def _record(self, recording: bool) -> None:
+        self.is_recording = recording
+        for layer in self.layers:
+            layer.record(recording)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last input columns back: the streams are as if they had never been fed.
+
+        One column can be taken back once after every call, and any number while no row has more than S+W+1 tokens.
+        More of a full row needs `activate_past_recording()` before they are fed, and then at most 1,024.
+
+        Parameters
+        ----------
+        tokens_to_remove : int
+            -n takes n columns back, padding included, as Transformers counts them. 0 takes nothing back and lets go of
+            what was recorded, but for the last 64 columns.
+
+        Raises
+        ------
+        ValueError
+            For a positive number, or for more columns than can be taken back; the cache is then as it was.
+        """
+        columns = -operator.index(tokens_to_remove)
+        if columns < 0:
+            raise ValueError(
+                f"crop({-columns}) is not supported: pass a negative number, crop({columns}) takes {-columns} back."
+            )
+        self._refuse_states(f"crop({-columns})")
+        if columns == 0:
+            return self._forget_recorded()
+        before, history = self.streams.now()
+        returnable = history.available(before) if before else 0
+        if columns > returnable:
+            raise ValueError(
+                f"crop(-{columns}) asks for more than is kept: {returnable} of the columns fed can be taken back now. "
+                "Call activate_past_recording() before feeding what you may want to take back, or make a "
+                "copy.deepcopy(cache) first."
+            )
+        after = before.back(history.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
+        with torch.no_grad():
+            for layer, position in zip(self.layers, self.table.positions, strict=True):
+                layer.take_back(before, after, position)
+        self.streams.back(after, columns)
+
+    def _forget_recorded(self) -> None:
+        """Keep what happened: nobody will ask for more than the last columns back."""
+        if self.is_recording:
+            for layer in self.layers:
+                layer.trim(COMMITTED_COLUMNS)
+            self.streams.forget(COMMITTED_COLUMNS)
+
+    def _refuse_states(self, action: str) -> None:
+        if self._states_layers:
+            layer = self._states_layers[0]
+            raise NotImplementedError(
+                f"{action} is not supported: layer {self.layers.index(layer)} keeps a {type(layer).__name__}, whose "
+                "state cannot be taken back or stored; use copy.deepcopy(cache) instead."
+            )
 
     # ---- saving
 
@@ -169,8 +248,7 @@ class AttentionSinkKVCache(CroppableCache):
         The file holds keys, values, counters and S and W. It replaces what is at `path` once it is complete. What was
         recorded for `crop` is not saved; the one token that can always be taken back is.
         """
-        self._check_own_layers("save")
-        write_file(path, *take_snapshot(self, self._owner()))
+        write_file(path, *self.snapshot())
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: nn.Module) -> AttentionSinkKVCache:
@@ -188,10 +266,22 @@ class AttentionSinkKVCache(CroppableCache):
         """
         tensors, state = read_file(path)
         try:
-            cache = cls(model, *settings_of(state, model))
-            restore_snapshot(cache, tensors, state)
+            return cls.from_snapshot(model, tensors, state)
         except ValueError as error:
             raise ValueError(f"{path} {error}") from error
+
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The cache as tensors by name and plain data, from which `from_snapshot` makes it again."""
+        self._refuse_states("save")
+        return take_snapshot(self.settings, self.layers, self.streams, self._owner())
+
+    @classmethod
+    def from_snapshot(
+        cls, model: nn.Module, tensors: dict[str, torch.Tensor], state: dict[str, Any]
+    ) -> AttentionSinkKVCache:
+        """The cache of which `snapshot` was taken, for `model`; ValueError when it is another model's."""
+        cache = cls(model, *settings_of(state, model))
+        restore_snapshot(cache.layers, cache.streams, cache._owner(), tensors, state)
         return cache
 
     def _owner(self) -> nn.Module:
@@ -200,43 +290,57 @@ class AttentionSinkKVCache(CroppableCache):
             raise ValueError("the model this cache was made for is gone; keep the model as long as its caches.")
         return model
 
-    # ---- the steps of a call
+    # ---- the course of a call
 
     def begin(self) -> None:
         """A call begins: remember what it may change in place."""
-        for layer in self.layers:
-            if isinstance(layer, StatesLayer):
-                layer.remember()
+        for layer in self._states_layers:
+            layer.begin()
 
-    def rebase(self, shift: tuple[int, ...], positions: tuple[Position, ...]) -> None:
-        """Turn every recent key back by what its row's base moves; takes effect with `commit`."""
-        moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1])[:, None]
+    def rebase(self, shift: Sequence[int]) -> None:
+        """Rotate every recent key back by what the origin of its row moves; takes effect with `commit`."""
+        moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1], dtype=torch.long, device="cpu")[:, None]
         with torch.no_grad():
-            for layer, position in zip(self.layers, positions, strict=True):
-                if isinstance(layer, SinkLayer) and layer.rotated:
-                    layer.rebase(position, moved)
+            for layer, position in zip(self.layers, self.table.positions, strict=True):
+                layer.rebase(position, moved)
 
-    def rotate_sinks(self, call: CallPlan) -> None:
-        """Before a single step: bring the sinks to where the query must see them, those of like layers together."""
-        alike = defaultdict(list)
-        for index, layer in enumerate(self.layers):
-            if not isinstance(layer, SinkLayer) or not layer.rotated:
+    def rotate_sinks(self, plan_of: Callable[[int, torch.Tensor], LayerPlan]) -> None:
+        """Before a step: bring the sinks to where the query must see them, those of like layers together.
+
+        `plan_of` gives the plan of a layer by its index and states like the layer's.
+        """
+        for index, members in self._sink_groups or self._group_sinks():
+            layers = [self.layers[member] for member in members]
+            plan = plan_of(index, layers[0].sinks)
+            if plan.sink_rotation is None:
                 continue
-            layer_call = call.at(index, layer.sinks)
-            if layer_call.turn is not None:
-                alike[id(layer_call), layer.sinks.shape].append((layer_call, layer))
-        for members in alike.values():
-            layer_call, layers = members[0][0], [layer for _, layer in members]
-            turned = layer_call.rotate(torch.cat([layer.sinks for layer in layers], dim=1), layer_call.turn)
-            for layer, sinks in zip(layers, turned.chunk(len(layers), dim=1), strict=True):
-                layer.turned(sinks)
+            sinks = layers[0].sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
+            rotated = plan.rotate(sinks, plan.sink_rotation)
+            for layer, part in zip(layers, rotated.chunk(len(layers), dim=1), strict=True):
+                layer.place_sinks(part)
 
-    def commit(self, rows: Counters, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
-        """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `rows`."""
+    def _group_sinks(self) -> list[tuple[int, list[int]]]:
+        """Indices of layers whose sinks are rotated together, each group with its first layer's index."""
+        groups = defaultdict(list)
+        for index, layer in enumerate(self.layers):
+            if layer.rotated and layer.sinks.shape[2]:
+                sinks = layer.sinks
+                groups[self.table.groups[index], sinks.shape, sinks.dtype, sinks.device].append(index)
+        self._sink_groups = [(members[0], members) for members in groups.values()]
+        return self._sink_groups
+
+    def commit_step(self, real: torch.Tensor | None, device: torch.device) -> None:
+        """Keep a step, which has written its tokens in place; `real` [batch, 1] says whose they are (None: all)."""
+        for layer in self.layers if self.is_recording else self._states_layers:
+            layer.commit()
+        self.streams.step(real, self.is_recording, device)
+
+    def commit(self, counters: Counters, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
+        """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `counters`."""
         with torch.no_grad():
             for layer in self.layers:
                 layer.commit()
-        self.streams.advance(rows, columns, real, self.is_recording, device)
+        self.streams.advance(counters, columns, real, self.is_recording, device)
 
     def discard(self, columns: int) -> None:
         """A call of `columns` columns broke off: the streams are as they were before it."""
@@ -246,18 +350,29 @@ class AttentionSinkKVCache(CroppableCache):
         if columns == 1 and not self.is_recording:
             self.streams.lose_evicted()
 
-    def serves(self, model: nn.Module) -> bool:
-        """Whether this cache was made for `model` (the base model itself)."""
+    def serves(self, model: nn.Module, prefill: str, batch_size: int) -> bool:
+        """Whether this cache was made for the base model `model` as it runs now, and has `batch_size` rows or none."""
+        seen = self.streams.seen
+        return (
+            self._model() is model
+            and self._model_layers == model.config.num_hidden_layers
+            and self.settings.prefill == prefill
+            and (not seen or len(seen) == batch_size)
+        )
+
+    def was_made_for(self, model: nn.Module) -> bool:
+        """Whether this cache was made for the base model `model`, whatever that is set to by now."""
         return self._model() is model
 
-    def __deepcopy__(self, memo: dict) -> AttentionSinkKVCache:
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionSinkKVCache:
         """A fork: both go on from here, each its own way. Copied along with its model it serves the model's copy."""
         fork = memo[id(self)] = type(self).__new__(type(self))
         for name, value in self.__dict__.items():
-            fork.__dict__[name] = value if name == "_model" else copy.deepcopy(value, memo)
+            fork.__dict__[name] = value if name in ("_model", "table") else copy.deepcopy(value, memo)
         model = self._model()
         if id(model) in memo:
             fork._model = weakref.ref(memo[id(model)])
+            fork.table = setup_of(memo[id(model)]).layer_table(fork.settings)
         return fork
 
     def __reduce__(self):

@@ -1,4 +1,4 @@
-"""Where the streams of a batch stand, as tensors that a compiled step moves on in place."""
+"""The counters of a cache as tensors, for steps inside a compiled graph."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ from ..plan.counters import Counters
 
 
 class DeviceCounters:
-    """`Rows` for steps inside one graph, where a Python number would be a constant.
+    """`Counters` for steps inside one graph, where a Python number would be a constant.
 
-    The tensors are written in place and never replaced; what they say of the steps taken since `set` is read when
-    the host next asks.
+    The tensors are written in place and never replaced. The host reads what they say of the steps taken since `set`.
 
     Attributes
     ----------
-    seen, base : torch.Tensor
-        [batch] int64, as in `Rows`.
+    seen, origin : torch.Tensor
+        [batch] int64, as in `Counters`.
     steps : torch.Tensor
         [1] int64, columns fed since the last `set`.
     real : torch.Tensor
         [batch, memory] bool, a ring: which of the last columns were tokens of each row.
     """
 
-    def __init__(self, rows: Counters, memory: int, device: torch.device) -> None:
+    def __init__(self, counters: Counters, memory: int, device: torch.device) -> None:
         with torch.inference_mode(False):
-            self.seen, self.base = torch.tensor([rows.seen, rows.base], device=device).unbind()
+            self.seen, self.origin = _both(counters, device).unbind()
             self.steps = torch.zeros(1, dtype=torch.long, device=device)
-            self.real = torch.zeros(len(rows), memory, dtype=torch.bool, device=device)
+            self.real = torch.zeros(len(counters), memory, dtype=torch.bool, device=device)
         if device.type == "cuda":  # a CUDA graph would copy what it does not know to stay where it is
             for tensor in self.tensors:
                 torch._dynamo.mark_static_address(tensor)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.seen, self.base, self.steps, self.real
+        return self.seen, self.origin, self.steps, self.real
 
-    def fits(self, rows: Counters) -> bool:
-        return len(rows) == len(self.seen)
-
-    def set(self, rows: Counters) -> None:
-        """The host has moved the streams to `rows`."""
-        counters = torch.tensor([rows.seen, rows.base])
-        self.seen.copy_(counters[0])
-        self.base.copy_(counters[1])
+    def set(self, counters: Counters) -> None:
+        """The host has moved the streams to `counters`."""
+        seen, origin = _both(counters, self.seen.device)
+        self.seen.copy_(seen)
+        self.origin.copy_(origin)
         self.steps.zero_()
 
     def step(self, active: torch.Tensor | None) -> None:
-        """One more column, a token of the rows in `active` [batch] bool (None: all); part of the graph."""
+        """Count one more column, a token of the rows in `active` [batch] bool (None: all); part of the graph."""
         active = torch.ones_like(self.seen, dtype=torch.bool) if active is None else active
         self.seen.add_(active)
         self.real.index_copy_(1, self.steps % self.real.shape[1], active[:, None])
         self.steps.add_(1)
 
     def read(self) -> tuple[Counters, int, torch.Tensor]:
-        """The rows now, the columns fed since `set` and, of the newest of them, which were tokens [batch, …]."""
-        steps, memory = self.steps.item(), self.real.shape[1]
-        newest = torch.arange(max(0, steps - memory), steps) % memory
-        return Counters(tuple(self.seen.tolist()), tuple(self.base.tolist())), steps, self.real.cpu()[:, newest]
+        """The counters now, the columns fed since `set` and, of the newest of them, which were tokens [batch, …]."""
+        steps, memory = int(self.steps), self.real.shape[1]
+        newest = torch.arange(max(0, steps - memory), steps, dtype=torch.long, device="cpu") % memory
+        return Counters(tuple(self.seen.tolist()), tuple(self.origin.tolist())), steps, self.real.cpu()[:, newest]
+
+
+def _both(counters: Counters, device: torch.device) -> torch.Tensor:
+    return torch.tensor([counters.seen, counters.origin], dtype=torch.long, device="cpu").to(device)

@@ -1,4 +1,4 @@
-"""How far the streams of a batch can go back: which of the last columns were tokens, and what their rows still hold."""
+"""How far the streams of a batch can go back: which of the last columns were tokens, and what rows still hold."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ class History:
     ----------
     room : int
         Tokens a row may have before any layer loses one (the smallest S+W+1).
+    columns : int
+        Input columns seen since the last reset, padding included.
     length : int
-        How many columns are remembered, never more than `RECORDED_COLUMNS + room`.
+        How many of them are remembered, never more than `RECORDED_COLUMNS + room`.
     tokens : tuple of int
         One set of bits per row: bit i says whether the i-th newest column was a token of the row.
     floor : tuple of int
@@ -33,61 +35,70 @@ class History:
     """
 
     room: int
+    columns: int
     length: int
     tokens: tuple[int, ...]
     floor: tuple[int, ...]
 
     @classmethod
     def empty(cls, batch_size: int, room: int) -> History:
-        return cls(room, 0, (0,) * batch_size, (0,) * batch_size)
+        return cls(room, 0, 0, (0,) * batch_size, (0,) * batch_size)
 
     def advance(
         self, before: Counters, after: Counters, columns: int, real: torch.Tensor | None, recording: bool
     ) -> History:
-        """After `columns` columns, of which `real` [batch, columns] bool are tokens (None: all); it may hold the newest
-        of them alone, and older ones are then forgotten."""
+        """The history after `columns` more columns.
+
+        `real` [batch, columns] bool says which are tokens (None: all). It may hold the newest of them alone; older
+        columns are then forgotten.
+        """
         memory = RECORDED_COLUMNS + self.room
-        new = _bits(real, columns, memory, len(self.tokens))
         remembered = (1 << memory) - 1
-        tokens = tuple([(old << columns | bits) & remembered for old, bits in zip(self.tokens, new, strict=True)])
-        length, floor = min(self.length + columns, memory), self.floor
-        length = length if real is None or real.shape[1] == columns else real.shape[1]
-        if recording:
-            return History(self.room, length, tokens, floor).with_log_of(RECORDED_COLUMNS, after)
-        if max(after.seen) > self.room:  # the slot of the token just evicted still holds it
+        length = min(self.length + columns, memory)
+        if real is None:
+            new = (1 << min(columns, memory)) - 1
+            tokens = tuple([(old << columns | new) & remembered for old in self.tokens])
+        else:
+            bits = [_as_bits(row) for row in real[:, -memory:].tolist()]
+            tokens = tuple([(old << columns | new) & remembered for old, new in zip(self.tokens, bits, strict=True)])
+            length = length if real.shape[1] == columns else real.shape[1]
+        floor = self.floor
+        if not recording and max(after.seen) > self.room:  # the slot of the token just evicted still holds it
             fed = zip(before.seen, after.seen, floor, strict=True)
             floor = tuple([t - 1 if t > max(self.room, t_before) else low for t_before, t, low in fed])
-        return History(self.room, length, tokens, floor)
+        history = History(self.room, self.columns + columns, length, tokens, floor)
+        return history.with_log_of(RECORDED_COLUMNS, after) if recording else history
 
     def count(self, columns: int) -> tuple[int, ...]:
         """Tokens of each row among the last `columns` columns."""
         newest = (1 << columns) - 1
         return tuple((bits & newest).bit_count() for bits in self.tokens)
 
-    def available(self, rows: Counters) -> int:
+    def available(self, counters: Counters) -> int:
         """How many columns can be taken back at most."""
-        held = [t - floor for t, floor in zip(rows.seen, self.floor, strict=True)]
+        held = [t - floor for t, floor in zip(counters.seen, self.floor, strict=True)]
 
         def too_far(columns: int) -> bool:
             return any(count > most for count, most in zip(self.count(columns), held, strict=True))
 
         return bisect_left(range(self.length + 1), True, key=too_far) - 1
 
-    def back(self, rows: Counters, columns: int) -> History:
-        """After `columns` columns have been taken back, which leaves the streams at `rows`."""
-        floor = tuple(0 if t < self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
-        return History(self.room, self.length - columns, tuple(bits >> columns for bits in self.tokens), floor)
+    def back(self, counters: Counters, columns: int) -> History:
+        """After `columns` columns have been taken back, which leaves the streams at `counters`."""
+        floor = tuple(0 if t < self.room else low for t, low in zip(counters.seen, self.floor, strict=True))
+        tokens = tuple(bits >> columns for bits in self.tokens)
+        return History(self.room, self.columns - columns, self.length - columns, tokens, floor)
 
-    def without_evicted(self, rows: Counters) -> History:
+    def without_evicted(self, counters: Counters) -> History:
         """When the slots of the tokens evicted last have been written over by a call that broke off."""
-        floor = tuple(max(low, t) if t >= self.room else low for t, low in zip(rows.seen, self.floor, strict=True))
+        floor = tuple(max(low, t) if t >= self.room else low for t, low in zip(counters.seen, self.floor, strict=True))
         return replace(self, floor=floor)
 
-    def with_log_of(self, columns: int, rows: Counters) -> History:
+    def with_log_of(self, columns: int, counters: Counters) -> History:
         """When only what the last `columns` columns pushed out is kept; by one a full row can go back without it."""
         floor = tuple(
             max(low, t - 1 - count) if t > self.room else low
-            for t, low, count in zip(rows.seen, self.floor, self.count(columns), strict=True)
+            for t, low, count in zip(counters.seen, self.floor, self.count(columns), strict=True)
         )
         return replace(self, floor=floor)
 
@@ -95,8 +106,9 @@ class History:
         return replace(self, tokens=tuple(self.tokens[i] for i in indices), floor=tuple(self.floor[i] for i in indices))
 
 
-def _bits(real: torch.Tensor | None, columns: int, memory: int, batch_size: int) -> tuple[int, ...]:
-    """The newest `memory` columns of each row as bits, the newest column lowest."""
-    if real is None:
-        return ((1 << min(columns, memory)) - 1,) * batch_size
-    return tuple(int("".join("01"[token] for token in row), 2) for row in real[:, -memory:].tolist())
+def _as_bits(tokens: list[bool]) -> int:
+    """The columns of a row as bits, the newest lowest."""
+    bits = 0
+    for token in tokens:
+        bits = bits << 1 | token
+    return bits

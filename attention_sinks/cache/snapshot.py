@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..architecture.setup import setup_of
 from ..plan.counters import Counters
+from ..settings import SinkSettings
 from .fingerprint import difference, fingerprint
 from .history import History
-from .stream_state import Standing
-
-if TYPE_CHECKING:
-    from .cache import AttentionSinkKVCache
+from .layer import Layer
+from .stream_state import StreamState
 
 KIND = "AttentionSinkKVCache"
 
 
-def take_snapshot(cache: AttentionSinkKVCache, model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors by name, and everything else about `cache`, which serves the base model `model`."""
-    streams = cache.streams
+def take_snapshot(
+    settings: SinkSettings, layers: Sequence[Layer], streams: StreamState, model: PreTrainedModel
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors by name, and everything else about a cache of these parts, which serves the base model `model`."""
+    counters, history = streams.now()
     tensors = {
         f"layers.{index}.{number}": tensor
-        for index, layer in enumerate(cache.layers)
+        for index, layer in enumerate(layers)
         for number, tensor in enumerate(layer.tensors)
     }
-    state = {
+    state: dict[str, Any] = {
         "kind": KIND,
-        "settings": list(astuple(cache.settings)),
-        "layers": [_reach_of(layer) for layer in cache.layers],
+        "settings": list(astuple(settings)),
+        "layers": [_reach_of(layer) for layer in layers],
         "model": fingerprint(model),
-        "columns": streams.columns,
+        "columns": history.columns if history else 0,
         "rows": None,
     }
-    if streams.rows is not None:
-        trail = streams.trail.with_log_of(0, streams.rows)
+    if counters is not None:
+        history = history.with_log_of(0, counters)
         state["rows"] = {
-            "seen": list(streams.rows.seen),
-            "base": list(streams.rows.base),
-            "floor": list(trail.floor),
-            "remembered": trail.length,
-            "tokens": [hex(bits) for bits in trail.tokens],
+            "seen": list(counters.seen),
+            "base": list(counters.origin),
+            "floor": list(history.floor),
+            "remembered": history.length,
+            "tokens": [hex(bits) for bits in history.tokens],
         }
     return tensors, state
 
@@ -70,9 +72,15 @@ def settings_of(state: dict[str, Any], model: PreTrainedModel) -> tuple[int, int
     return sink_size, window_size
 
 
-def restore_snapshot(cache: AttentionSinkKVCache, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    """Bring the new `cache` to where the snapshot was taken."""
-    reaches = [_reach_of(layer) for layer in cache.layers]
+def restore_snapshot(
+    layers: Sequence[Layer],
+    streams: StreamState,
+    model: PreTrainedModel,
+    tensors: dict[str, torch.Tensor],
+    state: dict[str, Any],
+) -> None:
+    """Bring the parts of a new cache for the base model `model` to where the snapshot was taken."""
+    reaches = [_reach_of(layer) for layer in layers]
     if reaches != state["layers"]:
         raise ValueError(
             f"holds a cache whose layers see {state['layers']} (S, W, dense, chunked), this model's see {reaches}; "
@@ -80,22 +88,23 @@ def restore_snapshot(cache: AttentionSinkKVCache, tensors: dict[str, torch.Tenso
         )
     if state["rows"] is None:
         return
-    rows = state["rows"]
-    devices = _devices(setup_of(cache._owner()).model)
-    for index, layer in enumerate(cache.layers):
-        if _reach_of(layer) is not None:
+    rows, devices = state["rows"], _devices(model)
+    for index, layer in enumerate(layers):
+        if layer.reach is not None:
             own = [tensors[f"layers.{index}.{number}"] for number in range(3)]
             layer.restore([tensor.to(devices.get(index, tensor.device)) for tensor in own])
-    streams = cache.streams
     bits = tuple(int(text, 16) for text in rows["tokens"])
-    trail = History(streams.room, rows["remembered"], bits, tuple(rows["floor"]))
-    standing = Standing(Counters(tuple(rows["seen"]), tuple(rows["base"])), state["columns"], trail)
-    streams.stand(standing, devices.get(0, torch.device("cpu")))
+    history = History(streams.room, state["columns"], rows["remembered"], bits, tuple(rows["floor"]))
+    counters = Counters(tuple(rows["seen"]), tuple(rows["base"]))
+    streams.stand(counters, history, devices.get(0, torch.device("cpu")))
 
 
-def _reach_of(layer: Any) -> list | None:
+def _reach_of(layer: Layer) -> list | None:
     """What the queries of a layer see, as JSON can hold it; None for a layer without keys of its own."""
-    return list(astuple(layer.reach)) if hasattr(layer, "reach") else None
+    if layer.reach is None:
+        return None
+    reach = layer.reach
+    return [reach.sink_size, reach.window_size, reach.dense, reach.chunked]
 
 
 def _devices(model: PreTrainedModel) -> dict[int, torch.device]:

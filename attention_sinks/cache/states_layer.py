@@ -1,57 +1,16 @@
-"""Layers that keep no key per token: Transformers' own states, made so that a call that breaks off changes nothing."""
+"""Layers that keep states which are not per token, as Transformers keeps them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 from ..plan.reach import Reach
+from .layer import Layer
 from .sink_layer import SinkLayer
 from .stream_state import StreamState
-
-
-class StatesLayer(LinearAttentionLayer):
-    """Convolution and recurrent states of a linear attention or state space layer, as Transformers keeps them.
-
-    Attributes
-    ----------
-    before : dict or None
-        During a call: what the states were before it.
-    """
-
-    before: dict | None = None
-
-    def lazy_initialization(self, *args, **kwargs) -> None:
-        with torch.inference_mode(False):
-            super().lazy_initialization(*args, **kwargs)
-
-    def remember(self) -> None:
-        """Before a call: Transformers changes states in place."""
-        self.before = {name: dict(getattr(self, name)) for name in STATE_FACTS}
-        for name in STATE_TENSORS:
-            self.before[name] = {key: _copy(state) for key, state in getattr(self, name).items()}
-
-    def commit(self) -> None:
-        self.before = None
-
-    def discard(self) -> None:
-        for name, facts in (self.before or {}).items():
-            setattr(self, name, facts)
-        self.before = None
-
-    def reset(self) -> None:
-        super().__init__(number_of_states=self.number_of_states)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        with torch.inference_mode(False):
-            LinearAttentionLayer.reorder_cache(self, indices)
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Everything this layer stores."""
-        states = (state for name in STATE_TENSORS for state in getattr(self, name).values())
-        return tuple(state for state in states if state is not None)
-
 
 STATE_TENSORS = ("conv_states", "recurrent_states")
 STATE_FACTS = (
@@ -63,22 +22,67 @@ STATE_FACTS = (
 )
 
 
-def _copy(state: torch.Tensor | None) -> torch.Tensor | None:
-    if state is None:
-        return None
-    with torch.inference_mode(False):
-        return state.clone()
+class StatesLayer(Layer, LinearAttentionLayer):
+    """Convolution and recurrent states of a linear attention or state space layer.
+
+    Attributes
+    ----------
+    before : dict or None
+        During a call: what the states were before it, since Transformers changes them in place.
+    """
+
+    keeps_states = True
+    before: dict[str, Any] | None = None
+
+    def __init__(self, number_of_states: int) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        with torch.inference_mode(False):
+            LinearAttentionLayer.lazy_initialization(self, *args, **kwargs)
+
+    def begin(self) -> None:
+        before = {name: dict(getattr(self, name)) for name in STATE_FACTS}
+        for name in STATE_TENSORS:
+            before[name] = {key: _copy(state) for key, state in getattr(self, name).items()}
+        self.before = before
+
+    def commit(self) -> None:
+        self.before = None
+
+    def discard(self) -> None:
+        for name, facts in (self.before or {}).items():
+            setattr(self, name, facts)
+        self.before = None
+
+    def reset(self) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=self.number_of_states)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        with torch.inference_mode(False):
+            LinearAttentionLayer.reorder_cache(self, indices)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        states = (state for name in STATE_TENSORS for state in getattr(self, name).values())
+        return tuple(state for state in states if state is not None)
 
 
 class SinkAndStatesLayer(SinkLayer, StatesLayer):
-    """A layer with attention and states side by side, as in Falcon-H1."""
+    """A layer with attention and states side by side, as in Falcon-H1: what it is asked, it asks both parts."""
 
-    def __init__(self, reach: Reach, streams: StreamState, rotated: str | None, states: int) -> None:
+    def __init__(self, reach: Reach, streams: StreamState, rotated: str | None, number_of_states: int) -> None:
         SinkLayer.__init__(self, reach, streams, rotated)
-        StatesLayer.__init__(self, number_of_states=states)
+        StatesLayer.__init__(self, number_of_states)
 
-    def lazy_initialization(self, *args, **kwargs) -> None:
-        (SinkLayer if args else StatesLayer).lazy_initialization(self, *args, **kwargs)
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        if args:  # keys and values come by position, states by name
+            SinkLayer.lazy_initialization(self, *args, **kwargs)
+        else:
+            StatesLayer.lazy_initialization(self, **kwargs)
 
     def commit(self) -> None:
         SinkLayer.commit(self)
@@ -92,28 +96,18 @@ class SinkAndStatesLayer(SinkLayer, StatesLayer):
         SinkLayer.reset(self)
         StatesLayer.reset(self)
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         SinkLayer.batch_select_indices(self, indices)
         StatesLayer.batch_select_indices(self, indices)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return SinkLayer.tensors.fget(self) + StatesLayer.tensors.fget(self)
+        states: tuple[torch.Tensor, ...] = StatesLayer.tensors.__get__(self)
+        return self.buffers + states
 
 
-class EmptyLayer:
-    """A layer without a cache of its own: it has no attention, or reads the keys and values of an earlier one."""
-
-    is_croppable = True
-    tensors: tuple[torch.Tensor, ...] = ()
-
-    def commit(self) -> None: ...
-
-    def discard(self) -> None: ...
-
-    def reset(self) -> None: ...
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None: ...
+def _copy(state: torch.Tensor | None) -> torch.Tensor | None:
+    if state is None:
+        return None
+    with torch.inference_mode(False):
+        return state.clone()

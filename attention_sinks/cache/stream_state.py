@@ -1,8 +1,6 @@
-"""The counters of one cache: where its streams stand and how far they can go back."""
+"""Where the streams of one cache stand, on the host and on the device."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 
@@ -11,104 +9,118 @@ from .device_counters import DeviceCounters
 from .history import History
 
 
-class Standing(NamedTuple):
-    """Where the streams of a batch stand after a call."""
-
-    rows: Counters
-    columns: int
-    """Input columns seen, padding included."""
-    trail: History
-    """What is known of the last columns."""
-
-
 class StreamState:
-    """The counters of one cache, shared by its layers.
+    """The counters and the history of one cache, shared by its layers.
 
     Attributes
     ----------
     room : int
         Tokens a row may have before any layer loses one.
-    static : DeviceCounters or None
-        The same counters as tensors, for compiled steps; None until the first call fixes the batch size.
+    device : DeviceCounters or None
+        The counters as tensors, for compiled steps; None until the first call fixes the batch size.
     ahead : bool
-        Whether compiled steps have moved the tensors on since the host last looked.
+        Whether compiled steps have moved the tensors on since the host last wrote them.
     """
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self.static: DeviceCounters | None = None
+        self.device: DeviceCounters | None = None
         self.ahead = False
-        self._standing: Standing | None = None
+        self._counters: Counters | None = None
+        self._history: History | None = None
+
+    # ---- where they stand; reading changes nothing
+
+    def now(self) -> tuple[Counters, History] | tuple[None, None]:
+        """Counters and history; None and None until the first call fixes the batch size."""
+        if not self.ahead:
+            return self._counters, self._history
+        counters, columns, real = self.device.read()
+        return counters, self._history.advance(self._counters, counters, columns, real, recording=False)
 
     @property
-    def standing(self) -> Standing | None:
-        """None until the first call fixes the batch size."""
-        if self.ahead:
-            self.ahead = False
-            rows, columns, real = self.static.read()
-            self._standing = self._after(rows, columns, real, recording=False)
-            self.static.set(rows)
-        return self._standing
+    def counters(self) -> Counters | None:
+        return self.now()[0]
 
     @property
-    def rows(self) -> Counters | None:
-        return self.standing.rows if self.standing else None
+    def history(self) -> History | None:
+        return self.now()[1]
 
     @property
     def columns(self) -> int:
-        return self.standing.columns if self.standing else 0
-
-    @property
-    def trail(self) -> History | None:
-        return self.standing.trail if self.standing else None
+        """Input columns seen since the last reset, padding included."""
+        if self._history is None:
+            return 0
+        return self._history.columns + (int(self.device.steps) if self.ahead else 0)
 
     @property
     def seen(self) -> tuple[int, ...]:
-        return self.rows.seen if self.rows else ()
+        counters = self.counters
+        return counters.seen if counters else ()
 
     @property
     def returnable(self) -> int:
         """How many of the last columns can be taken back."""
-        return self.trail.available(self.rows) if self.rows else 0
+        counters, history = self.now()
+        return history.available(counters) if counters else 0
 
-    def stand(self, standing: Standing | None, device: torch.device | None = None) -> None:
-        """The streams stand at `standing` from now on; `device` is where compiled steps would count."""
-        self._standing, self.ahead = standing, False
-        if standing is None:
-            self.static = None
-        elif self.static is not None and self.static.fits(standing.rows):
-            self.static.set(standing.rows)
+    # ---- what moves them
+
+    def stand(self, counters: Counters, history: History, device: torch.device | None = None) -> None:
+        """The streams stand at `counters` from now on; `device` is where compiled steps count."""
+        self._counters, self._history, self.ahead = counters, history, False
+        if self.device is None or len(self.device.seen) != len(counters):
+            device = self.device.seen.device if device is None else device
+            self.device = DeviceCounters(counters, self.room, device)
         else:
-            device = self.static.seen.device if device is None else device
-            self.static = DeviceCounters(standing.rows, self.room, device)
+            self.device.set(counters)
 
-    def advance(self, rows: Counters, columns: int, real: torch.Tensor | None, recording: bool, device) -> None:
-        """A call of `columns` columns, of which `real` are tokens (None: all), leaves the streams at `rows`."""
-        self.stand(self._after(rows, columns, real, recording), device)
+    def advance(
+        self, after: Counters, columns: int, real: torch.Tensor | None, recording: bool, device: torch.device
+    ) -> None:
+        """A call of `columns` columns, of which `real` are tokens (None: all), leaves the streams at `after`."""
+        before, history = self.now()
+        if before is None:
+            before, history = Counters.empty(len(after)), History.empty(len(after), self.room)
+        history = history.advance(before, after, columns, real, recording)
+        if real is None and self.device is not None and not self.ahead and after.origin == before.origin:
+            self._counters, self._history = after, history
+            self.device.seen.add_(columns)
+        else:
+            self.stand(after, history, device)
 
-    def _after(self, rows: Counters, columns: int, real: torch.Tensor | None, recording: bool) -> Standing:
-        before = self._standing or Standing(Counters.empty(len(rows)), 0, History.empty(len(rows), self.room))
-        trail = before.trail.advance(before.rows, rows, columns, real, recording)
-        return Standing(rows, before.columns + columns, trail)
+    def step(self, real: torch.Tensor | None, recording: bool, device: torch.device) -> None:
+        """A call of one column, a token of the rows where `real` [batch, 1] says so (None: all), has been fed."""
+        before, _ = self.now()
+        if real is None:
+            after = Counters(tuple([t + 1 for t in before.seen]), before.origin)
+        else:
+            after = before.advance(real[:, 0].tolist())
+        self.advance(after, 1, real, recording, device)
 
-    def back(self, rows: Counters, columns: int) -> None:
-        """The last `columns` columns have been taken back, which leaves the streams at `rows`."""
-        self.stand(Standing(rows, self.columns - columns, self.trail.back(rows, columns)))
+    def back(self, counters: Counters, columns: int) -> None:
+        """The last `columns` columns have been taken back, which leaves the streams at `counters`."""
+        self.stand(counters, self.history.back(counters, columns))
 
     def forget(self, columns: int) -> None:
-        """Of what was recorded no more than the last `columns` columns is kept."""
-        if self.standing is not None:
-            self._standing = self.standing._replace(trail=self.trail.with_log_of(columns, self.rows))
+        """Keep of what was recorded no more than the last `columns` columns."""
+        counters, history = self.now()
+        if counters is not None:
+            self.stand(counters, history.with_log_of(columns, counters))
 
     def lose_evicted(self) -> None:
         """A call that broke off has written over the tokens evicted last."""
-        if self.standing is not None:
-            self._standing = self.standing._replace(trail=self.trail.without_evicted(self.rows))
+        counters, history = self.now()
+        if counters is not None:
+            self.stand(counters, history.without_evicted(counters))
 
     def select(self, indices: list[int]) -> None:
-        if self.standing is not None:
-            rows, columns, trail = self.standing
-            self.stand(Standing(rows.select(indices), columns, trail.select(indices)))
+        """Keep the rows at `indices`, in that order."""
+        counters, history = self.now()
+        if counters is not None:
+            self.stand(counters.select(indices), history.select(indices))
 
     def clear(self) -> None:
-        self.stand(None)
+        """Forget all streams; the next call may bring another batch size."""
+        self._counters = self._history = self.device = None
+        self.ahead = False

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..plan.reach import BlockPlan, Reach, TokenPlan
+from ..plan.block import BlockPlan
+from ..plan.reach import Reach
+from ..plan.token import TokenPlan
 from .columns import take
 from .history import RECORDED_COLUMNS
 
@@ -23,14 +25,14 @@ class Evicted:
         [batch, num_key_value_heads, m, head_dim], as they lay in the ring.
     positions : torch.Tensor
         [R, m] stream positions; `NOWHERE` in columns that hold nothing.
-    base : torch.Tensor
-        [R, 1], the base their keys were rotated with.
+    origin : torch.Tensor
+        [R, 1], the origin their keys were rotated with.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     positions: torch.Tensor
-    base: torch.Tensor
+    origin: torch.Tensor
 
     @property
     def columns(self) -> int:
@@ -38,47 +40,53 @@ class Evicted:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.keys, self.values, self.positions, self.base
+        return self.keys, self.values, self.positions, self.origin
 
     def select(self, indices: torch.Tensor) -> Evicted:
         def picked(tensor: torch.Tensor) -> torch.Tensor:
             return tensor if tensor.shape[0] == 1 < self.keys.shape[0] else tensor.index_select(0, indices)
 
         keys, values = (tensor.index_select(0, indices) for tensor in (self.keys, self.values))
-        return Evicted(keys, values, picked(self.positions), picked(self.base))
+        return Evicted(keys, values, picked(self.positions), picked(self.origin))
 
 
-def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, step: TokenPlan, reach: Reach) -> Evicted | None:
+def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, plan: TokenPlan, reach: Reach) -> Evicted | None:
     """What the one new token of every row is about to overwrite in the ring `keys`, `values`; None while it is free."""
-    if step.used < reach.visible_size:
+    if plan.used < reach.visible_size:
         return None
-    positions = step.position - reach.window_size - 1
+    positions = plan.position - reach.window_size - 1
     gone = positions >= reach.sink_size
-    if step.active is not None:
-        gone = gone & step.active[:, None]
-    slot = torch.full((1, 1), step.slot, device=keys.device) if isinstance(step.slot, int) else step.slot[:, None]
-    base = step.position - step.model_position
-    return Evicted(take(keys, slot), take(values, slot), positions.masked_fill(~gone, NOWHERE), base)
+    if plan.active is not None:
+        gone = gone & plan.active[:, None]
+    slot = (
+        torch.full((1, 1), plan.slot, dtype=torch.long, device=keys.device)
+        if isinstance(plan.slot, int)
+        else plan.slot[:, None]
+    )
+    origin = plan.position - plan.model_position
+    return Evicted(
+        take(keys, slot[:, None]), take(values, slot[:, None]), positions.masked_fill(~gone, NOWHERE), origin
+    )
 
 
-def evicted_by_block(ring: tuple, layout: tuple, step: BlockPlan, reach: Reach) -> Evicted | None:
+def evicted_by_block(ring: tuple, layout: tuple, plan: BlockPlan, reach: Reach) -> Evicted | None:
     """What a block of new columns pushes out: cached tokens, from `ring`, and its own older ones, from `layout`.
 
-    Both are (keys, values): the buffers before the call, in slots, and past and new as `step` lays them out.
+    Both are (keys, values): the buffers before the call, in slots, and past and new as `plan` lays them out.
     """
-    columns = step.model_position.shape[1]
-    start, last = step.position, step.position + step.count - 1
+    columns = plan.model_position.shape[1]
+    start, last = plan.position, plan.position + plan.count - 1
     most = min(columns, RECORDED_COLUMNS)
-    positions = last - reach.window_size - most + torch.arange(most, device=start.device)
+    positions = last - reach.window_size - most + torch.arange(most, dtype=torch.long, device=start.device)
     gone = positions >= (start - reach.window_size - 1).clamp(min=reach.sink_size)
     if not gone.any():
         return None
-    first_new = layout[0].shape[2] - step.count
+    first_new = layout[0].shape[2] - plan.count
     kept = [take(states, (first_new + positions - start).clamp(min=0)) for states in layout]
-    if step.past is not None:
+    if plan.past is not None:
         slots, new = reach.slot_of(positions.clamp(min=0)), (positions >= start)[:, None, :, None]
         kept = [torch.where(new, states, take(old, slots)) for states, old in zip(kept, ring, strict=True)]
-    return Evicted(*kept, positions.masked_fill(~gone, NOWHERE), last - step.model_position[:, -1:])
+    return Evicted(*kept, positions.masked_fill(~gone, NOWHERE), last - plan.model_position[:, -1:])
 
 
 class UndoLog:

@@ -15,7 +15,6 @@ from transformers.cache_utils import Cache
 
 from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
-from ..cache.snapshot import restore_snapshot, settings_of, take_snapshot
 from ..cache.storage import read_file, write_file
 from ..versions import CACHE
 from .decoding import decode
@@ -160,7 +159,7 @@ class StreamingChat:
         """
         if not isinstance(self.cache, AttentionSinkKVCache):
             raise NotImplementedError(f"a chat in a {type(self.cache).__name__} cannot be saved; use a StreamingChat.")
-        tensors, cache = take_snapshot(self.cache, setup_of(self.model).model)
+        tensors, cache = self.cache.snapshot()
         state = {
             "kind": KIND,
             "cache": cache,
@@ -199,8 +198,7 @@ class StreamingChat:
                 f"path={str(path)!r} holds a chat with another tokenizer or chat template; use those it was saved with."
             )
         try:
-            chat.cache = AttentionSinkKVCache(model, *settings_of(state["cache"], model))
-            restore_snapshot(chat.cache, tensors, state["cache"])
+            chat.cache = AttentionSinkKVCache.from_snapshot(model, tensors, state["cache"])
         except ValueError as error:
             raise ValueError(f"{error} (path={str(path)!r})") from error
         chat._unfed = state["unfed"]

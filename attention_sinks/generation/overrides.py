@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
 from ..architecture.setup import setup_of
+from ..architecture.streaming_class import plain_class
 from ..cache.cache import AttentionSinkKVCache
-from ..streaming.checks import check_kind_of_cache
-from ..streaming.masks import check_position_ids, real_columns
-from ..versions import CACHE, peft_reads, with_both_names, with_cache_named
+from ..streaming.checks import check_kind_of_cache, check_position_ids, real_columns
+from ..versions import CACHE, OTHER_CACHE_NAME, peft_reads, with_both_names, with_cache_named
 from .watchers import FinishedRows, RecordingUntilDone, WatchedCriteria
 
 FINISHED = "_attention_sink_finished_rows"
@@ -27,7 +27,7 @@ WATCHER = "_attention_sink_watcher"
 
 def generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     """`generate` with the cache by either name, in the call and in the output."""
-    return with_both_names(type(model).generate(model, *args, **with_cache_named(kwargs)))
+    return with_both_names(plain_class(model).generate(model, *args, **with_cache_named(kwargs)))
 
 
 def prepare_cache(
@@ -46,7 +46,7 @@ def prepare_cache(
     _check(generation_config, given, model_kwargs.get("attention_mask"), rows)
     if given is None and generation_config.use_cache is not False:
         model_kwargs[CACHE] = AttentionSinkKVCache(model)
-    type(model)._prepare_cache_for_generation(
+    plain_class(model)._prepare_cache_for_generation(
         model, generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
     )
     cache = model_kwargs.get(CACHE)
@@ -79,7 +79,7 @@ def prepare_mask(
     **kwargs: Any,
 ) -> torch.Tensor:
     """The mask when none is given: with a cache that holds tokens, ids no longer than it are new tokens."""
-    mask = type(model)._prepare_attention_mask_for_generation(
+    mask = plain_class(model)._prepare_attention_mask_for_generation(
         model, inputs_tensor, generation_config, model_kwargs, *args, **kwargs
     )
     cache = model_kwargs.get(CACHE)
@@ -102,7 +102,7 @@ def prepare_mask(
 
 def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The inputs of the next call; columns of finished rows are marked as not part of their streams."""
-    kwargs = with_cache_named(kwargs)
+    kwargs = with_cache_named(kwargs) if OTHER_CACHE_NAME in kwargs else kwargs
     finished: FinishedRows | None = kwargs.pop(FINISHED, None)
     length = kwargs.get("next_sequence_length")
     if length == 0 and input_ids.shape[1]:
@@ -112,7 +112,7 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
         )
     if length is not None and length <= 0:  # ids no longer than the cache: all of them are new
         kwargs["next_sequence_length"] = None
-    inputs = type(model).prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
+    inputs = plain_class(model).prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
     cache = kwargs.get(CACHE)
     if isinstance(cache, AttentionSinkKVCache) and inputs.get(CACHE) is not cache:
         # Phi-3 drops its cache where plain Transformers would change frequencies; ours never do.
@@ -121,7 +121,7 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
         mask = finished.mask(inputs["input_ids"].shape[1])
         if mask is not None:
             inputs["attention_mask"] = mask
-    peft_model = _prompt_learner(model)
+    peft_model = _prompt_learner(model) if "prepare_inputs_for_generation" in model.__dict__ else None
     if peft_model is not None and CACHE in inputs:  # it looks for the cache to know whether its prompt has been fed
         inputs[peft_reads(type(peft_model).prepare_inputs_for_generation)] = inputs.pop(CACHE)
     return inputs
@@ -129,10 +129,10 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
 
 def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *args: Any, **kwargs: Any) -> dict:
     """After a call all columns so far are in the cache: the next call needs no mask of them."""
-    model_kwargs = with_cache_named(model_kwargs)
-    if isinstance(model_kwargs.get(CACHE), AttentionSinkKVCache):
+    model_kwargs = with_cache_named(model_kwargs) if OTHER_CACHE_NAME in model_kwargs else model_kwargs
+    if "attention_mask" in model_kwargs and isinstance(model_kwargs.get(CACHE), AttentionSinkKVCache):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
-    return type(model)._update_model_kwargs_for_generation(model, outputs, model_kwargs, *args, **kwargs)
+    return plain_class(model)._update_model_kwargs_for_generation(model, outputs, model_kwargs, *args, **kwargs)
 
 
 def hand_mask_through(model: PreTrainedModel, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
@@ -142,7 +142,7 @@ def hand_mask_through(model: PreTrainedModel, *args: Any, attention_mask: Any = 
 
 def stopping_criteria(model: PreTrainedModel, generation_config: GenerationConfig, *args: Any, **kwargs: Any):
     """The criteria of the call, watched where somebody must know; the trained length is no reason for a warning."""
-    criteria = type(model)._get_stopping_criteria(model, generation_config, *args, **kwargs)
+    criteria = plain_class(model)._get_stopping_criteria(model, generation_config, *args, **kwargs)
     for criterion in criteria:
         if isinstance(criterion, MaxLengthCriteria):
             criterion.max_position_embeddings = None
@@ -206,7 +206,7 @@ def _check_prompt_learning(model: PreTrainedModel) -> None:
                 "use another kind of adapter (LoRA, prompt tuning), or remove_attention_sinks(model) first."
             )
         method = peft_model.base_model_prepare_inputs_for_generation
-    if getattr(method, "func", None) is not prepare_inputs:
+    if getattr(method, "__func__", None) is not type(model).__dict__.get("prepare_inputs_for_generation"):
         raise NotImplementedError(
             "prepare_inputs_for_generation of the model has been replaced since attention sinks were injected (PEFT's "
             "prompt learning does so): call inject_attention_sinks(model) before get_peft_model."

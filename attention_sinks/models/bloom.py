@@ -6,16 +6,20 @@ import torch
 from torch import nn
 from transformers import BloomModel
 
-from ..architecture.spec import Architecture, LinearBias
+from ..architecture.spec import Architecture
+from ..plan.layer import LayerPlan
 from ..positions.alibi import Alibi, alibi_slopes
+from ..positions.schemes import LinearBias
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
+from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, residual: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(
+    module, hidden_states: torch.Tensor, residual: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs
+):
     query, key, value = module._reshape(module.query_key_value(hidden_states))
     dropout = module.attention_dropout.p if module.training else 0.0
-    output, weights = attend(module, query, key, value, layer, module.inv_norm_factor, dropout)
+    output, weights = attend(module, query, key, value, cache, layer, module.inv_norm_factor, dropout)
     output = nn.functional.dropout(module.dense(output.flatten(2)), module.hidden_dropout, module.training)
     return output + residual, weights
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import torch
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
-from ..architecture.spec import Architecture, RopeTable
+from ..architecture.spec import Architecture
+from ..plan.layer import LayerPlan
 from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST_WIDE
+from ..positions.schemes import RopeTable
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
+from ..streaming.bound_cache import BoundCache
 from ..versions import is_handed_position_embeddings
 from .gptj import rotated_width, table_limit
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     fused = module.qkv_proj(hidden_states).unflatten(-1, (4, 3, -1, module.head_dim))
     query, value, key = (states.flatten(2, 3).transpose(1, 2) for states in fused.unbind(3))
-    query, key = (NEIGHBOURS.rotate(states, layer.call.position_embeddings) for states in (query, key))
+    query, key = (NEIGHBOURS.rotate(states, layer.position_embeddings) for states in (query, key))
     dropout = module.attn_dropout.p if module.training else 0.0
-    output, weights = attend(module, query, key, value, layer, module.head_dim**-0.5, dropout)
+    output, weights = attend(module, query, key, value, cache, layer, module.head_dim**-0.5, dropout)
     return module.resid_dropout(module.out_proj(output.flatten(2))), weights
 
 

@@ -6,7 +6,6 @@ Up to there, which is what a row allows, it does not run, and no keys of its own
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,21 +13,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..architecture.spec import Architecture, Limit, Rope
+from ..architecture.spec import Architecture, Limit
 from ..positions.rotary import TRAILING_HALVES, Pairing, Tables
+from ..positions.schemes import Rope
 
 
-def _indexer(
-    indexer: nn.Module, hidden_states: torch.Tensor, *args: Any, previous: Callable | None = None, **kwargs: Any
-) -> torch.Tensor:
+def _indexer(indexer: nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """In place of an indexer's forward: an empty selection, which our attention does not look at."""
     return torch.empty(0, dtype=torch.int32, device=hidden_states.device)
 
 
-def _indexers(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
+def _indexers(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, dict[str, Any]]]:
     attention = (getattr(layer, "self_attn", None) for layer in base.layers)
     found = (getattr(module, "indexer", None) for module in attention)
-    return [(indexer, _indexer) for indexer in found if indexer is not None]
+    return [(indexer, {"forward": _indexer}) for indexer in found if indexer is not None]
 
 
 def _limit(config: PreTrainedConfig) -> Limit:

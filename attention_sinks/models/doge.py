@@ -7,19 +7,20 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..architecture.spec import Architecture, Limit
+from ..plan.layer import LayerPlan
 from ..streaming.attention import attend_cached
-from ..streaming.bound_cache import LayerView
+from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     query, key, value = (
         project(hidden_states).unflatten(-1, (-1, module.head_dim))
         for project in (module.q_proj, module.k_proj, module.v_proj)
     )
     query, key, value = (states.transpose(1, 2) for states in (module.q_norm(query), module.k_norm(key), value))
-    tables = layer.call.position_embeddings
-    query, key = (layer.call.rotate(states, tables).to(value.dtype) for states in (query, key))
-    key, value = layer.update(key, value, module.layer_idx)
+    tables = layer.position_embeddings
+    query, key = (layer.rotate(states, tables).to(value.dtype) for states in (query, key))
+    key, value = cache.update(key, value, module.layer_idx)
     steps = module.dt_proj(value.transpose(1, 2).flatten(2))
     bias = torch.exp(module.A * nn.functional.softplus(steps)).transpose(1, 2)
     dropout = module.attention_dropout if module.training else 0.0

@@ -11,20 +11,21 @@ window where that is longer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.layer_kinds import LayerKind, layer_kinds
-from ..architecture.spec import Architecture, Position, Rope
-from ..plan.call import CallPlan
+from ..architecture.spec import Architecture
+from ..cache.cache import AttentionSinkKVCache
+from ..plan.layer import LayerPlan, Plan
+from ..plan.table import LayerTable
+from ..positions.schemes import Position, Rope
 from ..streaming.attention import attend_cached
-from ..streaming.bound_cache import CallView, LayerView, name_of_view
-
-if TYPE_CHECKING:
-    from ..cache.cache import AttentionSinkKVCache
+from ..streaming.bound_cache import BoundCache
 
 
 def _with_loops(config: PreTrainedConfig, layers: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -41,27 +42,30 @@ class LoopedRope(Rope):
         return _with_loops(base.config, super().of_layers(base, length))
 
 
-class DoryView(CallView):
+class DoryCache(BoundCache):
     """What the base model takes for a cache that has the layers of all its loops, and appends none to."""
 
-    def __init__(self, cache: AttentionSinkKVCache | None, call: CallPlan) -> None:
-        super().__init__(cache, call)
-        self.layers = list(call.layout.reaches)
+    def __init__(
+        self, cache: AttentionSinkKVCache | None, table: LayerTable, plans: Sequence[Plan], implementation: str
+    ) -> None:
+        super().__init__(cache, table, plans, implementation)
+        self.layers = list(table.reaches)
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, cache_offset: int = 0, **kwargs):
+def _attention(
+    module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, cache_offset: int = 0, **kwargs
+):
     query, key, value = (
         project(hidden_states).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
         for project in (module.q_proj, module.k_proj, module.v_proj)
     )
-    call, weight = layer.call, (module.sqk * module.sqk_scale).view(-1, 1, module.head_dim)
-    whole: CallPlan = kwargs[name_of_view(module, kwargs)].call
-    _check_loops(module.config, len(whole.layout.reaches))
-    place = torch.maximum(call.step.cache_position, whole.steps[0].cache_position.to(hidden_states.device))
-    query = call.rotate(module.q_norm(query), call.rotary.embeddings(place, query.dtype)) * weight.square()
-    query = call.rotate(query, call.rotary.tables(call.step.model_position - place))
-    key = call.rotate(module.k_norm(key), call.position_embeddings)
-    key, value = layer.update(key, value, module.layer_idx + cache_offset)
+    weight = (module.sqk * module.sqk_scale).view(-1, 1, module.head_dim)
+    _check_loops(module.config, len(cache.table.reaches))
+    place = torch.maximum(layer.plan.cache_position, cache.plans[0].cache_position.to(hidden_states.device))
+    query = layer.rotate(module.q_norm(query), layer.rotary.embeddings(place, query.dtype)) * weight.square()
+    query = layer.rotate(query, layer.rotary.tables(layer.plan.model_position - place))
+    key = layer.rotate(module.k_norm(key), layer.position_embeddings)
+    key, value = cache.update(key, value, module.layer_idx + cache_offset)
     dropout = module.attention_dropout if module.training else 0.0
     output, weights = attend_cached(module, query, key, value, layer, module.scaling, dropout)
     gate = torch.sigmoid(module.gate_proj(hidden_states) * (module.s_gate * module.s_gate_scale).square())
@@ -94,7 +98,7 @@ ARCHITECTURE = Architecture(
     "DoryAttention",
     LoopedRope(),
     forward=_attention,
-    view=DoryView,
+    bound_cache=DoryCache,
     kinds=_kinds,
     unsupported_reason=_unsupported_reason,
     notes="middle layers run in loops, each with keys of its own",

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import torch
 import transformers
-from transformers import FalconPreTrainedModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-from ..architecture.spec import Architecture, LinearBias, Rope, Scheme
+from ..architecture.spec import Architecture
+from ..plan.layer import LayerPlan
 from ..positions.alibi import Alibi, alibi_slopes
+from ..positions.schemes import LinearBias, Rope, Scheme
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
-from .streaming import StreamingModel
+from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     queries, keys, values = _heads(module, hidden_states)
-    if layer.call.position_embeddings is not None:
-        queries, keys = apply_rotary_pos_emb(queries, keys, *layer.call.position_embeddings)
+    if layer.position_embeddings is not None:
+        queries, keys = apply_rotary_pos_emb(queries, keys, *layer.position_embeddings)
     dropout = module.attention_dropout.p if module.training and module.config.alibi else 0.0
-    output, weights = attend(module, queries, keys, values, layer, module.head_dim**-0.5, dropout)
+    output, weights = attend(module, queries, keys, values, cache, layer, module.head_dim**-0.5, dropout)
     return module.dense(output.flatten(2)), weights
 
 
@@ -62,28 +63,3 @@ ARCHITECTURE = Architecture(
     unsupported_reason=_unsupported_reason,
     notes="`alibi=True`: ALiBi, sdpa only",
 )
-
-
-class FalconModel(StreamingModel, transformers.FalconModel): ...
-
-
-class FalconForCausalLM(StreamingModel, transformers.FalconForCausalLM): ...
-
-
-class FalconForSequenceClassification(StreamingModel, transformers.FalconForSequenceClassification): ...
-
-
-class FalconForTokenClassification(StreamingModel, transformers.FalconForTokenClassification): ...
-
-
-class FalconForQuestionAnswering(StreamingModel, transformers.FalconForQuestionAnswering): ...
-
-
-__all__ = [
-    "FalconForCausalLM",
-    "FalconForQuestionAnswering",
-    "FalconForSequenceClassification",
-    "FalconForTokenClassification",
-    "FalconModel",
-    "FalconPreTrainedModel",
-]

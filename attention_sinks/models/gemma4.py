@@ -6,18 +6,19 @@ to new, with keys turned to where they must appear from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architecture.setup import Setup, named_arguments, setup_of
+from ..architecture.modules import named_arguments
+from ..architecture.setup import Setup, setup_of
 from ..architecture.spec import Architecture
 from ..cache.cache import AttentionSinkKVCache
 from ..positions.rotary import Rotary
-from ..versions import CACHE
+from ..versions import CACHE, with_both_names
 
 
 class SharedStates(Mapping):
@@ -27,21 +28,22 @@ class SharedStates(Mapping):
     """
 
     def __init__(self, cache: AttentionSinkKVCache, setup: Setup) -> None:
-        self.cache, self.setup = cache, setup
+        self.cache = cache
         names = setup.model.config.layer_types
         self.layers = {names[index]: index for index, kind in enumerate(setup.kinds) if kind.stores}
 
     def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Both [1, num_key_value_heads, tokens, head_dim]."""
-        layer, streams = self.cache.layers[self.layers[name]], self.cache.streams
-        rotary = self.setup.positions(self.cache.settings)[self.layers[name]]
-        (seen,), (base,), reach = streams.rows.seen, streams.rows.base, layer.reach
+        index = self.layers[name]
+        layer, rotary = self.cache.layers[index], self.cache.table.positions[index]
+        counters, history = self.cache.streams.now()
+        (seen,), (origin,), columns, reach = counters.seen, counters.origin, history.columns, layer.reach
         sinks = range(min(reach.sink_size, seen))
         recent = range(max(reach.sink_size, seen - reach.window_size), seen)
-        slots = reach.slot_of(torch.tensor([*sinks, *recent], device=layer.keys.device))
+        slots = reach.slot_of(torch.tensor([*sinks, *recent], dtype=torch.long, device=layer.keys.device))
         keys, values = layer.keys[:, :, slots], layer.values[:, :, slots]
-        nearer = _rotated(layer.sinks[:, :, : len(sinks)], rotary, streams.columns - min(seen, reach.cached_size))
-        recent_keys = _rotated(keys[:, :, len(sinks) :], rotary, streams.columns - seen + base)
+        nearer = _rotated(layer.sinks[:, :, : len(sinks)], rotary, columns - min(seen, reach.cached_size))
+        recent_keys = _rotated(keys[:, :, len(sinks) :], rotary, columns - seen + origin)
         return torch.cat([nearer, recent_keys], dim=2), values
 
     def __iter__(self) -> Iterator[str]:
@@ -52,21 +54,21 @@ class SharedStates(Mapping):
 
 
 def _rotated(keys: torch.Tensor, rotary: Rotary, shift: int) -> torch.Tensor:
-    return rotary.pairing.rotate(keys, rotary.tables(torch.tensor([[shift]], device=keys.device)))
+    return rotary.pairing.rotate(keys, rotary.tables(torch.tensor([[shift]], dtype=torch.long, device=keys.device)))
 
 
-def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
+def _head(head: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The head's own forward, with the shared states of the cache where they are asked for."""
     given = named_arguments(type(head), args, kwargs)
     wanted = given.pop("return_shared_kv_states", False)
-    output = previous(**given) if previous is not None else type(head).forward(head, **given)
+    output = with_both_names(head._plain_forward(**given))
     if wanted and isinstance(output[CACHE], AttentionSinkKVCache):
         output["shared_kv_states"] = SharedStates(output[CACHE], setup_of(head))
     return output
 
 
-def _extra_patches(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, Callable]]:
-    return [(model, _head)] if model is not base else []
+def _extra_patches(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, dict[str, Any]]]:
+    return [(model, {"forward": _head})] if model is not base else []
 
 
 TEXT = Architecture("Gemma4TextAttention", extra_patches=_extra_patches)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..architecture.spec import Architecture
+from ..plan.layer import LayerPlan
 from ..positions.rotary import HALVES
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
+from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     fused = module.query_key_value(hidden_states).unflatten(-1, (module.num_attention_heads, 3, module.head_size))
     query, key, value = (states.transpose(1, 2) for states in fused.unbind(3))
-    query, key = (HALVES.rotate(states, layer.call.position_embeddings) for states in (query, key))
+    query, key = (HALVES.rotate(states, layer.position_embeddings) for states in (query, key))
     dropout = module.attention_dropout.p if module.training else 0.0
-    output, weights = attend(module, query, key, value, layer, module.head_size**-0.5, dropout)
+    output, weights = attend(module, query, key, value, cache, layer, module.head_size**-0.5, dropout)
     return module.dense(output.flatten(2)), weights, module.dense_bias
 
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import torch
-import transformers
-from transformers import GPTJPreTrainedModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
-from ..architecture.spec import Architecture, Limit, RopeTable
+from ..architecture.spec import Architecture, Limit
+from ..plan.layer import LayerPlan
 from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST
+from ..positions.schemes import RopeTable
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
+from ..streaming.bound_cache import BoundCache
 from ..versions import is_handed_position_embeddings
-from .streaming import StreamingModel
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     query, key, value = (
         project(hidden_states).unflatten(-1, (module.num_attention_heads, module.head_dim)).transpose(1, 2)
         for project in (module.q_proj, module.k_proj, module.v_proj)
     )
-    query, key = (NEIGHBOURS.rotate(states, layer.call.position_embeddings) for states in (query, key))
+    query, key = (NEIGHBOURS.rotate(states, layer.position_embeddings) for states in (query, key))
     dropout = module.attn_dropout.p if module.training else 0.0
-    output, weights = attend(module, query, key, value, layer, module.head_dim**-0.5, dropout)
+    output, weights = attend(module, query, key, value, cache, layer, module.head_dim**-0.5, dropout)
     return module.resid_dropout(module.out_proj(output.flatten(2))), weights
 
 
@@ -52,24 +52,3 @@ else:
         limit=table_limit,
         unsupported_reason=_unsupported_reason,
     )
-
-
-class GPTJModel(StreamingModel, transformers.GPTJModel): ...
-
-
-class GPTJForCausalLM(StreamingModel, transformers.GPTJForCausalLM): ...
-
-
-class GPTJForSequenceClassification(StreamingModel, transformers.GPTJForSequenceClassification): ...
-
-
-class GPTJForQuestionAnswering(StreamingModel, transformers.GPTJForQuestionAnswering): ...
-
-
-__all__ = [
-    "GPTJForCausalLM",
-    "GPTJForQuestionAnswering",
-    "GPTJForSequenceClassification",
-    "GPTJModel",
-    "GPTJPreTrainedModel",
-]

@@ -11,23 +11,23 @@ from __future__ import annotations
 import torch
 
 from ..architecture.spec import Architecture
+from ..plan.layer import LayerPlan
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
+from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     query, key, value = (
         project(hidden_states).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
         for project in (module.q_proj, module.k_proj, module.v_proj)
     )
-    call = layer.call
-    place, moved = call.step.cache_position, call.step.model_position - call.step.cache_position
-    query = call.rotate(query, call.rotary.embeddings(place, query.dtype))
+    place, moved = layer.plan.cache_position, layer.plan.model_position - layer.plan.cache_position
+    query = layer.rotate(query, layer.rotary.embeddings(place, query.dtype))
     query = module.query_layernorm(query) * module.key_layernorm.weight
-    query = call.rotate(query, call.rotary.tables(moved))
-    key = call.rotate(_normalised(key, module.key_layernorm.variance_epsilon), call.position_embeddings)
+    query = layer.rotate(query, layer.rotary.tables(moved))
+    key = layer.rotate(_normalised(key, module.key_layernorm.variance_epsilon), layer.position_embeddings)
     dropout = module.attention_dropout if module.training else 0.0
-    output, weights = attend(module, query, key, value, layer, module.scaling, dropout)
+    output, weights = attend(module, query, key, value, cache, layer, module.scaling, dropout)
     return module.o_proj(output.flatten(2)), weights
 
 

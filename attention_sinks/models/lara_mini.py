@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..architecture.spec import Architecture, Position, Rope, sliding_layers
+from ..architecture.spec import Architecture
+from ..positions.schemes import Position, Rope, sliding_layers
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import torch
 from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
 
-from ..architecture.spec import Architecture, Rope, by_no_rope_layers
+from ..architecture.spec import Architecture
+from ..plan.layer import LayerPlan
 from ..positions.rotary import COMPLEX
+from ..positions.schemes import Rope, by_no_rope_layers
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
+from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     query, key, value = (
         project(hidden_states).unflatten(-1, (-1, module.head_dim))
         for project in (module.q_proj, module.k_proj, module.v_proj)
     )
     if module.use_rope:
-        query, key = apply_rotary_emb(query, key, layer.call.position_embeddings)
+        query, key = apply_rotary_emb(query, key, layer.position_embeddings)
     elif module.attn_temperature_tuning:
-        query = (query * _temperature(module, layer.call.step.cache_position)).to(query.dtype)
+        query = (query * _temperature(module, layer.plan.cache_position)).to(query.dtype)
     if hasattr(module, "qk_norm"):
         query, key = module.qk_norm(query), module.qk_norm(key)
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
     dropout = module.attention_dropout if module.training else 0.0
-    output, weights = attend(module, query, key, value, layer, module.scaling, dropout)
+    output, weights = attend(module, query, key, value, cache, layer, module.scaling, dropout)
     return module.o_proj(output.flatten(2)), weights
 
 

@@ -6,10 +6,10 @@ import torch
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 from ..architecture.spec import Architecture
-from ..streaming.bound_cache import CallView
+from ..streaming.bound_cache import BoundCache
 
 
-class MiniMaxView(CallView, MiniMaxCache):
+class BoundMiniMaxCache(BoundCache, MiniMaxCache):
     """What the base model takes for its own cache."""
 
     def get_linear_cache(self, layer_idx: int) -> torch.Tensor | None:
@@ -20,4 +20,4 @@ class MiniMaxView(CallView, MiniMaxCache):
             self.cache.layers[layer_idx].update_recurrent_state(linear_cache)
 
 
-ARCHITECTURE = Architecture("MiniMaxAttention", view=MiniMaxView)
+ARCHITECTURE = Architecture("MiniMaxAttention", bound_cache=BoundMiniMaxCache)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import torch
 import transformers
-from transformers import MptPreTrainedModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from ..architecture.spec import Architecture, Limit, LinearBias
+from ..architecture.spec import Architecture, Limit
+from ..plan.layer import LayerPlan
 from ..positions.alibi import Alibi, alibi_slopes
+from ..positions.schemes import LinearBias
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
-from .streaming import StreamingModel
+from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     fused = module.Wqkv(hidden_states)
     if module.clip_qkv:
         fused = fused.clamp(-module.clip_qkv, module.clip_qkv)
     query, key, value = fused.unflatten(-1, (3, module.n_heads, -1)).permute(2, 0, 3, 1, 4)
     dropout = module.attn_dropout_p if module.training else 0.0
-    output, weights = attend(module, query, key, value, layer, module.softmax_scale, dropout)
+    output, weights = attend(module, query, key, value, cache, layer, module.softmax_scale, dropout)
     return module.out_proj(output.flatten(2)), weights
 
 
@@ -49,28 +50,3 @@ ARCHITECTURE = Architecture(
     unsupported_reason=_unsupported_reason,
     notes="its config may turn the cache off: pass `use_cache=True` to `generate`",
 )
-
-
-class MptModel(StreamingModel, transformers.MptModel): ...
-
-
-class MptForCausalLM(StreamingModel, transformers.MptForCausalLM): ...
-
-
-class MptForSequenceClassification(StreamingModel, transformers.MptForSequenceClassification): ...
-
-
-class MptForTokenClassification(StreamingModel, transformers.MptForTokenClassification): ...
-
-
-class MptForQuestionAnswering(StreamingModel, transformers.MptForQuestionAnswering): ...
-
-
-__all__ = [
-    "MptForCausalLM",
-    "MptForQuestionAnswering",
-    "MptForSequenceClassification",
-    "MptForTokenClassification",
-    "MptModel",
-    "MptPreTrainedModel",
-]

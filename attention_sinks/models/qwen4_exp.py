@@ -10,19 +10,20 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..architecture.spec import Architecture, Limit
+from ..plan.layer import LayerPlan
 from ..streaming.attention import attend
-from ..streaming.bound_cache import LayerView
+from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, layer: LayerView, **kwargs):
+def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
     query, gate = module.q_proj(hidden_states).unflatten(-1, (-1, 2 * module.head_dim)).chunk(2, dim=-1)
     key, value = (
         project(hidden_states).unflatten(-1, (-1, module.head_dim)) for project in (module.k_proj, module.v_proj)
     )
     query, key, value = (states.transpose(1, 2) for states in (module.q_norm(query), module.k_norm(key), value))
-    query, key = (layer.call.rotate(states, layer.call.position_embeddings) for states in (query, key))
+    query, key = (layer.rotate(states, layer.position_embeddings) for states in (query, key))
     dropout = module.attention_dropout if module.training else 0.0
-    output, weights = attend(module, query, key, value, layer, module.scaling, dropout)
+    output, weights = attend(module, query, key, value, cache, layer, module.scaling, dropout)
     return module.o_proj((output * gate.sigmoid()).flatten(2)), weights
 
 

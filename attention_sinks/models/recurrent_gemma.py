@@ -7,8 +7,7 @@ the convolution; the recurrence begins anew at the first token of a row, as in T
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,38 +16,35 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..architecture.layer_kinds import LayerKind
-from ..architecture.setup import named_arguments
-from ..architecture.spec import Architecture, Rope
+from ..architecture.modules import named_arguments
+from ..architecture.spec import Architecture
 from ..cache.cache import AttentionSinkKVCache
-from ..plan.call import CallPlan
-from ..plan.reach import TokenPlan
-from ..streaming.bound_cache import CallView, name_of_view
-from ..versions import CACHE
+from ..plan.layer import Plan
+from ..plan.token import TokenPlan
+from ..positions.schemes import Rope
+from ..streaming.bound_cache import BoundCache, bound_cache_in
+from ..versions import CACHE, with_both_names
 
 RECURRENT = ("linear_attention", "recurrent")
 """What `config.layers_block_type` calls recurrent layers, today and in older releases."""
 
 
-class RecurrentGemmaView(CallView):
+class RecurrentGemmaCache(BoundCache):
     """Until 5.23 the model writes other lengths onto the cache, those of its first attention layer: they stay out."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("cache", "call"):
+        if name in ("cache", "table", "plans", "implementation", "made"):
             super().__setattr__(name, value)
 
 
 def _recurrent_block(
-    block: nn.Module,
-    input_states: torch.Tensor,
-    layer_idx: int,
-    previous: Callable | None = None,
-    **kwargs: Any,
+    block: nn.Module, input_states: torch.Tensor, *args: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     """In place of the forward of a recurrent block: its states come from the cache and go there."""
-    view: CallView = kwargs[name_of_view(block, kwargs)]
-    states = None if view.cache is None else view.cache.layers[layer_idx]
+    _, bound = bound_cache_in(block, kwargs)
+    states = None if bound.cache is None else bound.cache.layers[block.layer_idx]
     known = states is not None and states.has_previous_state[0]
-    position, columns = _stream_position(view.call, input_states.device), input_states.shape[1]
+    position, columns = _stream_position(bound.plans[0], input_states.device), input_states.shape[1]
     inputs = block.linear_x(input_states).masked_fill((position < 0)[..., None], 0.0).transpose(1, 2)
     before = states.conv_states[0] if known else inputs.new_zeros(*inputs.shape[:2], block.conv1d_width - 1)
     inputs = torch.cat([before, inputs], dim=-1)
@@ -62,44 +58,39 @@ def _recurrent_block(
 
 
 def _recurrence(
-    module: nn.Module,
-    activations: torch.Tensor,
-    position_ids: torch.Tensor,
-    recurrent_states: torch.Tensor | None,
-    previous: Callable | None = None,
+    module: nn.Module, activations: torch.Tensor, position_ids: torch.Tensor, recurrent_states: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The recurrence from `recurrent_states`; Transformers leaves the new ones on what runs it, here a copy."""
     own = copy.copy(module)
     own.recurrent_states = recurrent_states
-    outputs = type(module).forward(own, activations, position_ids)
+    outputs = own._plain_forward(activations, position_ids)
     return outputs, own.recurrent_states
 
 
-def _stream_position(call: CallPlan, device: torch.device) -> torch.Tensor:
+def _stream_position(plan: Plan, device: torch.device) -> torch.Tensor:
     """[R, n], how many tokens of its row came before each; negative for padding before the first."""
-    step = call.steps[0]
-    return (step.position if isinstance(step, TokenPlan) else step.query_position).to(device)
+    return (plan.position if isinstance(plan, TokenPlan) else plan.query_position).to(device)
 
 
-def _head(head: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
+def _head(head: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The head's own forward, whose output carries the cache as well."""
     given = named_arguments(type(head), args, kwargs)
     use_cache = head.config.use_cache if given.get("use_cache") is None else given["use_cache"]
     if use_cache and not head.training and given.get(CACHE) is None:
         given[CACHE] = AttentionSinkKVCache(head)
-    output = previous(**given) if previous is not None else type(head).forward(head, **given)
+    output = head._plain_forward(**given)
     if isinstance(output, ModelOutput):
         output[CACHE] = given.get(CACHE)
-    return output
+    return with_both_names(output)
 
 
-def _extra_patches(model: PreTrainedModel, base: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable]]:
+def _extra_patches(model: PreTrainedModel, base: PreTrainedModel) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     if model is not base:
-        yield model, _head
+        yield model, {"forward": _head}
     for index, (layer, kind) in enumerate(zip(base.layers, _kinds(base.config), strict=True)):
         if kind.states:
-            yield layer.temporal_block, partial(_recurrent_block, layer_idx=index)
-            yield layer.temporal_block.rg_lru, _recurrence
+            yield layer.temporal_block, {"forward": _recurrent_block, "layer_idx": index}
+            yield layer.temporal_block.rg_lru, {"forward": _recurrence}
 
 
 def _kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
@@ -121,7 +112,7 @@ def _unsupported_reason(config: PreTrainedConfig) -> str | None:
 ARCHITECTURE = Architecture(
     "RecurrentGemmaAttention",
     _rope,
-    view=RecurrentGemmaView,
+    bound_cache=RecurrentGemmaCache,
     kinds=_kinds,
     accepts_4d_mask=False,
     extra_patches=_extra_patches,

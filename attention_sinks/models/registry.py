@@ -10,15 +10,7 @@ import difflib
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..architecture.spec import (
-    Architecture,
-    NoPositions,
-    Rope,
-    Scheme,
-    by_no_rope_layers,
-    sliding_layers,
-    sliding_layers_if_any,
-)
+from ..architecture.spec import Architecture
 from ..legacy import btlm, qwen
 from ..positions.rotary import (
     HALVES_BACKWARDS,
@@ -28,6 +20,14 @@ from ..positions.rotary import (
     TRAILING_COMPLEX,
     TRAILING_HALVES,
     TRAILING_NEIGHBOURS_FROM_HALVES,
+)
+from ..positions.schemes import (
+    NoPositions,
+    Rope,
+    Scheme,
+    by_no_rope_layers,
+    sliding_layers,
+    sliding_layers_if_any,
 )
 from ..versions import check_release_for, streams_in_this_release
 from . import (
@@ -249,8 +249,8 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         similar = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise NotImplementedError(
             f"model_type={model_type!r} is not supported by attention_sinks.{similar} Use one of "
-            "supported_model_types(), or add a row to ARCHITECTURES in attention_sinks/models/registry.py (the README "
-            "says how)."
+            "supported_model_types(), or add a row to ARCHITECTURES in attention_sinks/models/registry.py "
+            "(docs/contributing.md says how)."
         )
     architecture = ARCHITECTURES[model_type]
     architecture.check(config)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
-from ..architecture.spec import Architecture, LinearBias, NoPositions, Rope, RopeTable
+from ..architecture.spec import Architecture
 from ..legacy.btlm.streaming_btlm import StoredSlopes
 from ..positions.rotary import NEIGHBOURS
+from ..positions.schemes import LinearBias, NoPositions, Rope, RopeTable
 from ..versions import transformers_release
 from .registry import ARCHITECTURES, WRAPPERS, supported_model_types
 
@@ -43,18 +44,18 @@ def support_table() -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", also])
 
 
-def updated(readme: str) -> str:
-    """`readme` with the table between its markers.
+def updated(page: str) -> str:
+    """`page` with the table between its markers.
 
     Raises
     ------
     ValueError
         When it has not both markers, in their order.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"readme must have the lines {BEGIN!r} and {END!r}; put them where the table belongs.")
+        raise ValueError(f"page must have the lines {BEGIN!r} and {END!r}; put them where the table belongs.")
     return "\n".join([before + BEGIN, support_table(), "", RELEASE.format(*transformers_release()), END + after])
 
 
@@ -89,7 +90,7 @@ def _streams_with(architecture: Architecture, config: PreTrainedConfig, implemen
         config._attn_implementation = implementation
     except ValueError:  # some configs know better than the flag of their class
         return False
-    return not architecture.unsupported_reason(config)
+    return architecture.streams(config)
 
 
 def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
@@ -113,4 +114,4 @@ def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
 if __name__ == "__main__":
     print(support_table())
     for path in map(Path, sys.argv[1:]):
-        path.write_text(updated(path.read_text()))
+        path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")

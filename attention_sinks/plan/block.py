@@ -1,23 +1,73 @@
-"""The step of a call of several tokens per row."""
+"""The plan of a call of several tokens per row."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from .counters import Counters
-from .reach import BlockPlan, QueryBlock, Reach, counters
+from .reach import Reach
 
 MASKED = torch.finfo(torch.float32).min
 
 
-def plan_block(rows: Counters, counts: list[int], columns: int, reach: Reach, block_size: int) -> BlockPlan:
-    """The step of a call of `columns` columns of which the last `counts[row]` are row's new tokens."""
-    alike = len(set(zip(rows.seen, rows.base, counts, strict=True))) == 1
-    t, base = counters(rows, alike)
-    count = torch.tensor(counts[:1] if alike else counts)[:, None]
-    has_past = any(rows.seen)
-    query = t + torch.arange(columns) - (columns - count)
-    model_position = (query - base).clamp(min=0)
+@dataclass(frozen=True)
+class QueryBlock:
+    """Some queries of a call and the contiguous keys of the layout that any of them may see besides the sinks."""
+
+    queries: slice
+    keys: slice
+    bias: torch.Tensor
+    """[R, 1, 1, queries, keys] float32, 0 where visible."""
+    sink_bias: torch.Tensor
+    """[R, 1, 1, queries, S] float32, 0 where visible."""
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Several new tokens per row, padding on the left: attend over cached and new keys, then keep the last."""
+
+    position: torch.Tensor
+    """[R, 1], the stream position t of each row's first new token."""
+    count: torch.Tensor
+    """[R, 1], how many new tokens each row has."""
+    idle: torch.Tensor | None
+    """[R] bool, rows without a new token, which keep their stream as it is; None: no row."""
+    model_position: torch.Tensor
+    """[R, n], what the rotary module is given."""
+    delta: torch.Tensor | None
+    """[R, n], how far sinks are from where each query must see them; None when nowhere."""
+    query_position: torch.Tensor
+    """[R, n], stream positions of the queries."""
+    cache_position: torch.Tensor
+    """[R, n], each query's place within the cache."""
+    tokens: torch.Tensor
+    """[R, layout], stream positions of the keys of the layout."""
+    past: torch.Tensor | None
+    """[R, W], slots of the cached tokens from old to new; None for a call without a past."""
+    sinks: torch.Tensor
+    """[R, S], where in the layout each sink lies."""
+    kept: torch.Tensor
+    """[R, S+W+1], where in the layout the content of each slot after the call lies."""
+    filled: torch.Tensor
+    """[layout], columns of the layout that hold a token of any row."""
+    blocks: tuple[QueryBlock, ...]
+
+
+def plan_block(counters: Counters, counts: Sequence[int], columns: int, reach: Reach, block_size: int) -> BlockPlan:
+    """The plan of a call of `columns` columns, of which the last `counts[row]` are the row's new tokens.
+
+    `block_size` queries are scored at once.
+    """
+    alike = len(set(zip(counters.seen, counters.origin, counts, strict=True))) == 1
+    rows = 1 if alike else len(counts)
+    numbers = counters.seen[:rows], counters.origin[:rows], tuple(counts[:rows])
+    t, origin, count = torch.tensor(numbers, dtype=torch.long, device="cpu")[..., None]
+    has_past = any(counters.seen)
+    query = t + _range(columns) - (columns - count)
+    model_position = (query - origin).clamp(min=0)
     if reach.dense:
         cache_position = (query - t + t.clamp(max=reach.cached_size)).clamp(min=0)
     else:
@@ -42,18 +92,18 @@ def plan_block(rows: Counters, counts: list[int], columns: int, reach: Reach, bl
 
 
 class _KeyLayout:
-    """Which token lies where in the key layout of a block; every answer is [R, …] or [layout]."""
+    """Which token lies where in the key layout of a block. Answers have the shape [R, …] or [layout]."""
 
     def __init__(self, t: torch.Tensor, count: torch.Tensor, columns: int, has_past: bool, reach: Reach) -> None:
         self.t, self.count, self.columns, self.reach = t, count, columns, reach
         self.has_past = has_past
         self.padding = columns - count
         self.past_size = reach.cached_size if has_past else 0
-        new = t + torch.arange(columns) - self.padding
+        new = t + _range(columns) - self.padding
         old = _window(t, reach)
-        tokens = torch.cat([torch.arange(reach.sink_size).expand_as(t.expand(-1, reach.sink_size)), old, new], 1)
+        tokens = torch.cat([_range(reach.sink_size).expand_as(t.expand(-1, reach.sink_size)), old, new], 1)
         tokens = tokens if has_past else new
-        column = torch.arange(tokens.shape[1])
+        column = _range(tokens.shape[1])
         sink_part = (column < reach.sink_size) & has_past
         is_new = column >= self.past_size
         held = torch.where(is_new, tokens >= t, torch.where(sink_part, tokens < t, tokens >= reach.sink_size))
@@ -71,18 +121,18 @@ class _KeyLayout:
         return torch.where(known, column, 0)
 
     def sinks(self) -> torch.Tensor:
-        return self._column_of(torch.arange(self.reach.sink_size).expand(self.t.shape[0], -1))
+        return self._column_of(_range(self.reach.sink_size).expand(self.t.shape[0], -1))
 
     def kept(self) -> torch.Tensor:
         """The newest token of every slot: sinks are themselves, ring slots count down from the last token fed."""
-        reach, slots = self.reach, torch.arange(self.reach.visible_size)
+        reach, slots = self.reach, _range(self.reach.visible_size)
         last = self.t + self.count - 1
         age = (reach.slot_of(last) - slots) % (reach.window_size + 1)
         newest = torch.where(last - age < reach.sink_size, -1, last - age)
         return self._column_of(torch.where(slots < reach.sink_size, slots, newest))
 
     def filled(self) -> torch.Tensor:
-        return self.held.any(0).nonzero()[:, 0] if self.has_past else torch.arange(self.columns)
+        return self.held.any(0).nonzero()[:, 0] if self.has_past else _range(self.columns)
 
     def block(self, query: torch.Tensor, start: int, block_size: int) -> QueryBlock:
         stop = min(start + block_size, self.columns)
@@ -94,7 +144,7 @@ class _KeyLayout:
             visible &= token >= asking - asking % self.reach.visible_size
         elif not self.reach.dense:
             visible &= token >= asking - self.reach.window_size
-        sinks = torch.arange(self.reach.sink_size) <= asking
+        sinks = _range(self.reach.sink_size) <= asking
         return QueryBlock(slice(start, stop), keys, _bias(visible), _bias(sinks))
 
     def _first_key(self, start: int) -> int:
@@ -110,8 +160,12 @@ class _KeyLayout:
 
 def _window(t: torch.Tensor, reach: Reach) -> torch.Tensor:
     """[R, W], stream positions of the W tokens before `t`, from old to new; negative before the first."""
-    return t - reach.window_size + torch.arange(reach.window_size)
+    return t - reach.window_size + _range(reach.window_size)
 
 
 def _bias(visible: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(visible.shape).masked_fill_(~visible, MASKED)[:, None, None]
+    return torch.zeros(visible.shape, dtype=torch.float32, device="cpu").masked_fill_(~visible, MASKED)[:, None, None]
+
+
+def _range(count: int) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.long, device="cpu")

@@ -7,6 +7,8 @@ wrong for streams of different lengths on one model. Here a module is only read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 
 import torch
 from torch import nn
@@ -16,8 +18,8 @@ Frequencies = Callable[[], tuple[torch.Tensor, float]]
 """Gives inverse frequencies [pairs], and the factor the model puts on cosines and sines."""
 
 
-def module_frequencies(module: nn.Module, length: int, name: str | None = None) -> tuple[torch.Tensor, float]:
-    """What the rotary module of a Transformers model uses for a text of `length` tokens.
+def frequencies_of(module: nn.Module, length: int, name: str | None = None) -> Frequencies:
+    """What the rotary module of a Transformers model uses for a text of `length` tokens, read anew at each call.
 
     Parameters
     ----------
@@ -30,17 +32,22 @@ def module_frequencies(module: nn.Module, length: int, name: str | None = None) 
     """
     prefix = f"{name}_" if name else ""
     rope_type = module.rope_type[name] if name else module.rope_type
-    frequencies, scaling = getattr(module, f"{prefix}inv_freq"), getattr(module, f"{prefix}attention_scaling")
+    scaling = f"{prefix}attention_scaling"
     if "dynamic" not in rope_type and rope_type != "longrope":
-        return frequencies, scaling
+        return partial(attrgetter(f"{prefix}inv_freq", scaling), module)
     parameters = module.config.rope_parameters[name] if name else module.config.rope_parameters
     trained_length = (
         parameters["original_max_position_embeddings"] if rope_type == "longrope" else module.original_max_seq_len
     )
     if length <= trained_length:
-        return getattr(module, f"{prefix}original_inv_freq"), scaling
+        return partial(attrgetter(f"{prefix}original_inv_freq", scaling), module)
+    return partial(_frequencies_beyond_training, module, length, rope_type, name)
+
+
+def _frequencies_beyond_training(module: nn.Module, length: int, rope_type: str, name: str | None):
+    device = getattr(module, f"{name}_inv_freq" if name else "inv_freq").device
     options = {"layer_type": name} if name else {}
-    return ROPE_INIT_FUNCTIONS[rope_type](module.config, frequencies.device, seq_len=length, **options)
+    return ROPE_INIT_FUNCTIONS[rope_type](module.config, device, seq_len=length, **options)
 
 
 def plain_frequencies(width: int) -> tuple[torch.Tensor, float]:

@@ -39,7 +39,7 @@ def _spread_halves(angles: torch.Tensor) -> torch.Tensor:
 
 
 def _rotate_halves(states: torch.Tensor, tables: Tables) -> torch.Tensor:
-    cos, sin = (table.unsqueeze(1) for table in tables)
+    cos, sin = tables[0].unsqueeze(1), tables[1].unsqueeze(1)
     width = cos.shape[-1]
     turned, rest = states[..., :width], states[..., width:]
     first, second = turned.chunk(2, dim=-1)
@@ -57,7 +57,7 @@ def _spread_neighbours(angles: torch.Tensor) -> torch.Tensor:
 
 
 def _rotate_neighbours(states: torch.Tensor, tables: Tables) -> torch.Tensor:
-    cos, sin = (table.unsqueeze(1) for table in tables)
+    cos, sin = tables[0].unsqueeze(1), tables[1].unsqueeze(1)
     width = cos.shape[-1]
     turned, rest = states[..., :width], states[..., width:]
     even, odd = turned[..., ::2], turned[..., 1::2]

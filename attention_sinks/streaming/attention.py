@@ -10,13 +10,16 @@ from torch import nn
 from transformers import AttentionInterface
 
 from ..cache.columns import take
-from ..plan.call import LAYER_PLAN, LayerPlan
-from ..plan.reach import BlockPlan, QueryBlock, TokenPlan
-from ..plan.token import slot_order
-from .bound_cache import LayerView
+from ..plan.block import BlockPlan, QueryBlock
+from ..plan.layer import LayerPlan
+from ..plan.token import TokenPlan, slot_order
+from .bound_cache import BoundCache
 
 ATTENTION_NAME = "attention_sinks"
 """The name under which attention modules of an injected model find `attention_sinks_attention`."""
+
+LAYER_PLAN = "attention_sink_layer"
+"""The keyword by which an attention module hands its `LayerPlan` on to the attention function."""
 
 
 def attention_sinks_attention(
@@ -41,7 +44,7 @@ def attention_sinks_attention(
     key, value : torch.Tensor
         [batch, num_key_value_heads, slots or layout, head_dim], as `SinkLayer.update` returned them.
     attention_mask : torch.Tensor or None
-        Ignored: who sees whom is in the call's step.
+        Ignored: who sees whom is in the call's plan.
     softcap : float, optional
         Scores are bent to at most this, as in Gemma 2.
     s_aux : torch.Tensor, optional
@@ -55,54 +58,77 @@ def attention_sinks_attention(
         Output [batch, n, num_attention_heads, head_dim] and, with the eager implementation, the weights
         [batch, num_attention_heads, n, columns], columns in the order of the stream.
     """
-    call: LayerPlan = kwargs.pop(LAYER_PLAN)
-    if isinstance(call.step, BlockPlan):
-        return _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key_bias)
-    options = {name: option for name, option in (("softcap", softcap), ("s_aux", s_aux)) if option is not None}
-    mask = _token_mask(call, query, key_bias)
-    if call.implementation == "sdpa" and not dropout and not options:
+    layer: LayerPlan = kwargs.pop(LAYER_PLAN)
+    if isinstance(layer.plan, BlockPlan):
+        return _attend_block(query, key, value, layer, scaling, dropout, softcap, s_aux, key_bias)
+    mask = layer.plan.visible
+    if layer.token_bias is not None or key_bias is not None:
+        mask = _token_mask(layer, query, key_bias)
+    if softcap is not None:
+        kwargs["softcap"] = softcap
+    if s_aux is not None:
+        kwargs["s_aux"] = s_aux
+    if layer.implementation == "sdpa" and not dropout and softcap is None and s_aux is None:
         return _sdpa_token(query, key, value, mask, scaling), None
-    return _attend_token(module, query, key, value, mask, call, scaling=scaling, dropout=dropout, **options, **kwargs)
+    return _attend_token(module, query, key, value, mask, layer, scaling, dropout, **kwargs)
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_sinks_attention)
 
 
-def attend(module: nn.Module, query, key, value, layer: LayerView, scaling: float, dropout: float = 0.0):
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: BoundCache,
+    layer: LayerPlan,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Cache and attention for architectures that do not use the interface; states are [batch, heads, n, head_dim]."""
-    key, value = layer.update(key, value, module.layer_idx)
+    key, value = cache.update(key, value, module.layer_idx)
     return attend_cached(module, query, key, value, layer, scaling, dropout)
 
 
-def attend_cached(module: nn.Module, query, key, value, layer: LayerView, scaling: float, dropout: float, **options):
-    """Attention alone, over the keys and values that `layer.update` returned."""
-    arguments = {LAYER_PLAN: layer.call, "scaling": scaling, "dropout": dropout, **options}
+def attend_cached(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layer: LayerPlan,
+    scaling: float,
+    dropout: float,
+    key_bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention alone, over the keys and values that the cache's `update` returned."""
+    arguments = {LAYER_PLAN: layer, "scaling": scaling, "dropout": dropout, "key_bias": key_bias}
     return attention_sinks_attention(module, query, key, value, None, **arguments)
 
 
 # ---- one token
 
 
-def _attend_token(module, query, key, value, mask, call, scaling, dropout, **kwargs):
+def _attend_token(module, query, key, value, mask, layer, scaling, dropout, **kwargs):
     """All keys of the buffer are visible and their order matters to biases alone: any implementation will do."""
-    step: TokenPlan = call.step
-    if mask is not None and "flash" in call.implementation:
-        mask = step.visible[:, 0, 0]
-    elif mask is None and call.implementation == "eager":  # some add it without asking whether there is one
-        mask = query.new_zeros((1, 1, 1, step.used))
+    plan: TokenPlan = layer.plan
+    if mask is not None and "flash" in layer.implementation:
+        mask = plan.visible[:, 0, 0]
+    elif mask is None and layer.implementation == "eager":  # some add it without asking whether there is one
+        mask = query.new_zeros((1, 1, 1, plan.used))
     elif mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    attend_by = _implementation(module, call.implementation)
+    attend_by = _implementation(module, layer.implementation)
     output, weights = attend_by(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
     if weights is not None:
-        order = slot_order(step, call.reach)[:, None, None]
+        order = slot_order(plan, layer.reach)[:, None, None]
         weights = weights.gather(-1, order.expand(*weights.shape[:3], -1))
     return output, weights
 
 
-def _token_mask(call: LayerPlan, query: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor | None:
+def _token_mask(layer: LayerPlan, query: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor | None:
     """[R, 1 or heads, 1, used]: which slots are in use, bool, or with a bias what is added to the scores."""
-    visible, bias = call.step.visible, call.token_bias
+    visible, bias = layer.plan.visible, layer.token_bias
     if key_bias is not None:
         bias = key_bias.repeat_interleave(query.shape[1] // key_bias.shape[1], dim=1)[:, :, None]
     if bias is None:
@@ -141,21 +167,23 @@ def plain_attention(module, query, key, value, attention_mask, scaling, dropout=
 # ---- a block of queries
 
 
-def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key_bias):
-    """One softmax over the sinks, scored by queries turned towards them, and the band of recent keys.
+def _attend_block(query, key, value, layer, scaling, dropout, softcap, s_aux, key_bias):
+    """One softmax over the sinks, scored by queries rotated towards them, and the band of recent keys.
 
     scores = [ R(-delta_t) q_t . sinks | q_t . window and new keys ], exact for every query of the call.
     """
-    step, dtype = call.step, query.dtype
+    plan, dtype = layer.plan, query.dtype
     if query.device.type == "cpu":  # where products of small matrices in half precision are slow
         query, key, value = (states.to(torch.promote_types(dtype, torch.float32)) for states in (query, key, value))
     query = _by_key_head(query, key.shape[1])
-    turned = query if call.turn is None else call.rotate(query.flatten(1, 2), call.turn).view_as(query)
-    sink_key, sink_value = take(key, step.sinks), take(value, step.sinks)
-    outputs, weights = [], [] if call.implementation == "eager" else None
-    for block in step.blocks:
-        sink_bias, band_bias = _block_biases(call, block, query.shape[1], key_bias)
-        to_sinks = _scores(turned[..., block.queries, :], sink_key, sink_bias, scaling, softcap)
+    rotated = query
+    if layer.sink_rotation is not None:
+        rotated = layer.rotate(query.flatten(1, 2), layer.sink_rotation).view_as(query)
+    sink_key, sink_value = take(key, plan.sinks), take(value, plan.sinks)
+    outputs, weights = [], [] if layer.implementation == "eager" else None
+    for block in plan.blocks:
+        sink_bias, band_bias = _block_biases(layer, block, query.shape[1], key_bias)
+        to_sinks = _scores(rotated[..., block.queries, :], sink_key, sink_bias, scaling, softcap)
         to_band = _scores(query[..., block.queries, :], key[:, :, block.keys], band_bias, scaling, softcap)
         scores = [to_sinks, to_band, *_learned(s_aux, to_band)]
         probabilities = torch.cat(scores, dim=-1).softmax(dim=-1).to(query.dtype)
@@ -163,26 +191,26 @@ def _attend_block(query, key, value, call, scaling, dropout, softcap, s_aux, key
         on_sinks, on_band = probabilities.split([part.shape[-1] for part in scores], dim=-1)[:2]
         outputs.append(_mix(on_sinks, sink_value) + _mix(on_band, value[:, :, block.keys]))
         if weights is not None:
-            weights.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], step))
+            weights.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], plan))
     output = torch.cat(outputs, dim=3).flatten(1, 2).transpose(1, 2).contiguous()
     return output.to(dtype), torch.cat(weights, dim=2).to(dtype) if weights else None
 
 
-def _block_biases(call: LayerPlan, block: QueryBlock, key_heads: int, key_bias) -> tuple[torch.Tensor, torch.Tensor]:
+def _block_biases(layer: LayerPlan, block: QueryBlock, key_heads: int, key_bias) -> tuple[torch.Tensor, torch.Tensor]:
     """What is added to the scores with the sinks and with the band, [R, 1 or key heads, 1 or groups, queries, keys]."""
     if key_bias is not None:
         key_bias = key_bias.float()[:, :, None, None]
-        sinks = call.step.sinks[:, None, None, None].expand(*key_bias.shape[:-1], -1)
+        sinks = layer.plan.sinks[:, None, None, None].expand(*key_bias.shape[:-1], -1)
         on_sinks = key_bias.gather(-1, sinks)
         return block.sink_bias + on_sinks, block.bias + key_bias[..., block.keys]
-    if call.alibi is None:
+    if layer.alibi is None:
         return block.sink_bias, block.bias
-    step: BlockPlan = call.step
-    place = step.cache_position[:, block.queries]
-    evicted = step.query_position[:, block.queries] - place
-    sinks = torch.arange(block.sink_bias.shape[-1], device=place.device).expand(*place.shape, -1)
-    band = step.tokens[:, None, block.keys] - evicted[..., None]
-    on_sinks, on_band = (call.alibi.bias(place, keys).unflatten(1, (key_heads, -1)) for keys in (sinks, band))
+    plan: BlockPlan = layer.plan
+    place = plan.cache_position[:, block.queries]
+    evicted = plan.query_position[:, block.queries] - place
+    sinks = torch.arange(block.sink_bias.shape[-1], dtype=torch.long, device=place.device).expand(*place.shape, -1)
+    band = plan.tokens[:, None, block.keys] - evicted[..., None]
+    on_sinks, on_band = (layer.alibi.bias(place, keys).unflatten(1, (key_heads, -1)) for keys in (sinks, band))
     return block.sink_bias + on_sinks, block.bias + on_band
 
 
@@ -215,10 +243,10 @@ def _mix(weights, value):
     return mixed.view(batch, heads, groups, columns, -1)
 
 
-def _in_stream_order(on_sinks, on_band, keys: slice, layout: int, step: BlockPlan) -> torch.Tensor:
+def _in_stream_order(on_sinks, on_band, keys: slice, layout: int, plan: BlockPlan) -> torch.Tensor:
     """Weights [batch, heads, n, columns]: sinks, window from old to new, new columns; columns never filled left out."""
     weights = on_band.new_zeros(*on_band.shape[:-1], layout)
     weights[..., keys] = on_band
-    where = step.sinks[:, None, None, None].expand(on_sinks.shape)
+    where = plan.sinks[:, None, None, None].expand(on_sinks.shape)
     weights = weights.scatter_add(-1, where, on_sinks)
-    return weights.index_select(-1, step.filled).flatten(1, 2)
+    return weights.index_select(-1, plan.filled).flatten(1, 2)

@@ -1,27 +1,84 @@
-"""What stands in for the cache while a call runs. It is the one way by which a call reaches the layers."""
+"""What stands in the cache's place while one call runs. It is the one way by which a call reaches the layers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
-from ..plan.call import CallPlan, LayerPlan
-from ..versions import LAYER_CACHE_NAMES
+from ..cache.cache import AttentionSinkKVCache
+from ..plan.block import BlockPlan
+from ..plan.layer import LayerPlan, Plan, to_device
+from ..plan.table import LayerTable
+from ..plan.token import TokenPlan, slot_places
+from ..positions.alibi import Alibi
+from ..positions.rotary import Rotary
+from ..versions import CACHE, LAYER_CACHE_NAMES
 
-if TYPE_CHECKING:
-    from ..cache.cache import AttentionSinkKVCache
 
+class BoundCache:
+    """A cache, or none, bound to the plans of one call.
 
-class CallView:
-    """A cache, or none, as the base model sees it during `call`: empty, so that nothing is made for its past.
+    Every layer of every architecture is handed the cache, whatever else it is handed. So a bound cache stands there
+    also where no cache is kept: attention then sees the new keys alone, and layers with states find `NothingKept`. The
+    base model takes it for an empty cache, so that nothing is made for its past.
 
-    Every layer of every architecture is handed the cache, whatever else it is handed; so the view stands there also
-    where no cache is kept. Layers with states then find `NothingKept`.
+    Parameters
+    ----------
+    cache : AttentionSinkKVCache or None
+        What keeps the keys.
+    table : LayerTable
+        What each layer's queries see, and how it knows where its keys are.
+    plans : sequence of Plan
+        One for each of `table.distinct_reaches`.
+    implementation : str
+        The attention implementation that the user chose.
     """
 
-    def __init__(self, cache: AttentionSinkKVCache | None, call: CallPlan) -> None:
-        self.cache, self.call = cache, call
+    def __init__(
+        self, cache: AttentionSinkKVCache | None, table: LayerTable, plans: Sequence[Plan], implementation: str
+    ) -> None:
+        self.cache, self.table, self.plans, self.implementation = cache, table, plans, implementation
+        self.made: dict[tuple, LayerPlan] = {}
+
+    def plan_of(self, layer_idx: int, like: torch.Tensor) -> LayerPlan:
+        """The call as layer `layer_idx` needs it, whose states are like `like`; made once for layers that are alike."""
+        table = self.table
+        key = (table.groups[layer_idx], like.device, like.dtype)
+        plan = self.made.get(key)
+        if plan is None:
+            plan = self.made[key] = self._plan_for(layer_idx, like)
+        return plan
+
+    def _plan_for(self, layer_idx: int, like: torch.Tensor) -> LayerPlan:
+        table, implementation = self.table, self.implementation
+        reach, position = table.reaches[layer_idx], table.positions[layer_idx]
+        plan = self.plans[table.plan_index[layer_idx]]
+        plan = plan if like.device.type == "cpu" else to_device(plan, like.device)
+        if isinstance(position, Rotary):
+            delta = plan.delta if position.rotates else None
+            if delta is not None and isinstance(plan, BlockPlan):
+                delta = -delta  # a block rotates its queries and not the sinks
+            embeddings = position.embeddings(plan.model_position, like.dtype)
+            sink_rotation = None if delta is None else position.tables(delta)
+            rotate = position.pairing.rotate
+            return LayerPlan(reach, plan, implementation, embeddings, sink_rotation, rotate, rotary=position)
+        if isinstance(position, Alibi):
+            bias = None
+            if isinstance(plan, TokenPlan):
+                bias = position.bias(plan.cache_position, slot_places(plan, reach)[:, None])
+            return LayerPlan(reach, plan, implementation, alibi=position, token_bias=bias)
+        return LayerPlan(reach, plan, implementation)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new keys and values; returns those to attend to, which without a cache are the new ones."""
+        if self.cache is None:
+            return key_states, value_states
+        return self.cache.layers[layer_idx].update(key_states, value_states, self.plan_of(layer_idx, key_states))
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
         return 0
@@ -33,14 +90,16 @@ class CallView:
         return 0
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(NothingKept if self.cache is None else self.cache, name)
 
 
-def name_of_view(module: torch.nn.Module, arguments: dict[str, Any]) -> str:
-    """Under which name `module`, which is called with `arguments`, is handed the view of the running call."""
-    for name in LAYER_CACHE_NAMES:
-        if isinstance(arguments.get(name), CallView):
-            return name
+def bound_cache_in(module: nn.Module, arguments: dict[str, Any]) -> tuple[str, BoundCache]:
+    """The name under which `module`, called with `arguments`, is handed the cache; and the bound cache."""
+    for name in (CACHE, *LAYER_CACHE_NAMES):
+        if isinstance(arguments.get(name), BoundCache):
+            return name, arguments[name]
     raise RuntimeError(
         f"{type(module).__name__} of a model with attention sinks was called outside its model's forward; call the "
         "model, or remove_attention_sinks(model) first."
@@ -90,19 +149,3 @@ class NothingKept:
     @staticmethod
     def update_recurrent_state(recurrent_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return recurrent_states
-
-
-class LayerView:
-    """A cache as the attention of one layer uses it during one call; without one, new keys are all there is."""
-
-    def __init__(self, cache: AttentionSinkKVCache | None, call: LayerPlan) -> None:
-        self.cache, self.call = cache, call
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
-        """Store new keys and values; returns those to attend to, which without a cache are the new ones."""
-        if self.cache is None:
-            return key_states, value_states
-        return self.cache.layers[layer_idx].update(key_states, value_states, self.call)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.cache, name)

@@ -1,4 +1,4 @@
-"""Calls that cannot stream, refused with the reason and the cure before anything is touched."""
+"""What a call is refused for, with the reason and the cure, before anything is touched; and what its mask says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_kind_of_cache(cache: Any) -> None:
 
 def check_cache(cache: Any, setup: Setup, batch_size: int) -> None:
     check_kind_of_cache(cache)
-    if not cache.serves(setup.model):
+    if not cache.was_made_for(setup.model):
         raise ValueError("cache was made for another model; make one with AttentionSinkKVCache(model) for this model.")
     if len(cache.layers) != len(setup.kinds):
         raise ValueError(
@@ -63,7 +63,7 @@ def check_dense(setup: Setup, cache: AttentionSinkKVCache | None, new: torch.Ten
 
 def check_padding_of_states(real: torch.Tensor | None, order: torch.Tensor | None, cache) -> None:
     """States advance on padding too, except where Transformers leaves it out: before the first token of a row."""
-    if real is None or (order is None and (cache is None or cache.streams.rows is None)):
+    if real is None or (order is None and (cache is None or cache.streams.counters is None)):
         return
     raise ValueError(
         "attention_mask has zeros after the first token of a row, but this model has linear attention or state space "
@@ -79,3 +79,90 @@ def check_single_tokens(setup: Setup, with_gradients: bool) -> None:
             "Transformers itself: with gradients or attention_sink_prefill='dense', pass one token at a time after the "
             "first call."
         )
+
+
+def real_columns(
+    mask: torch.Tensor | None, batch_size: int, columns: int, cache: AttentionSinkKVCache | None
+) -> torch.Tensor | None:
+    """[batch, columns] bool on the CPU: which of the new columns belong to their row's stream; None when all do.
+
+    Parameters
+    ----------
+    mask : torch.Tensor or None
+        [batch, new columns] or [batch, all columns so far and new]; zeros mean "not part of this row's stream". Past
+        columns must agree with what the cache recorded.
+
+    Raises
+    ------
+    ValueError
+        For a mask of another shape or one that contradicts the cache.
+    """
+    if mask is None:
+        return None
+    past = cache.get_seq_length() if cache is not None else 0
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(
+            f"attention_mask is {shape}; pass a 2D mask [batch, columns] that says which columns are tokens (who sees "
+            "whom follows from the stream)."
+        )
+    if mask.shape[0] != batch_size or mask.shape[1] not in (columns, past + columns):
+        raise ValueError(
+            f"attention_mask has the shape {tuple(mask.shape)}; it must be ({batch_size}, {columns}) for new columns"
+            + (f" or ({batch_size}, {past + columns}) for all columns." if past else ".")
+        )
+    mask = (mask != 0).to("cpu")
+    if mask.shape[1] > columns:
+        _check_past(mask[:, :past], cache)
+    real = mask[:, -columns:]
+    return None if bool(real.all()) else real
+
+
+def _check_past(past: torch.Tensor, cache: AttentionSinkKVCache) -> None:
+    """The past columns of a full mask must count as many tokens per row as the cache has seen."""
+    claimed, seen = past.sum(1).tolist(), list(cache.streams.seen)
+    if claimed != seen:
+        raise ValueError(
+            f"attention_mask marks {claimed} tokens in the columns already fed, but cache has seen {seen}; "
+            "mark padding (and what follows the end of a row) with 0, or pass a mask of the new columns alone."
+        )
+
+
+def check_position_ids(
+    position_ids: torch.Tensor | None,
+    real: torch.Tensor | None,
+    batch_size: int,
+    columns: int,
+    cache: AttentionSinkKVCache | None,
+) -> None:
+    """Positions are counted by the cache: accept those that say the same, by tokens or by columns, refuse others.
+
+    Raises
+    ------
+    ValueError
+        For positions that do not count up by one per token of a row from where the row stands, as packed sequences do.
+    """
+    if position_ids is None:
+        return
+    if position_ids.shape not in ((batch_size, columns), (1, columns)):
+        raise ValueError(
+            f"position_ids has the shape {tuple(position_ids.shape)}; leave it out, positions are counted by the cache."
+        )
+    given = position_ids.to("cpu").expand(batch_size, -1)
+    real = torch.ones(batch_size, columns, dtype=torch.bool, device="cpu") if real is None else real
+    past = cache.get_seq_length() if cache is not None else 0
+    seen = cache.streams.seen if cache is not None and past else (0,) * batch_size
+    fed = torch.tensor(seen, dtype=torch.long, device="cpu")[:, None]
+    by_token = fed + real.long().cumsum(1) - 1
+    by_column = past + torch.arange(columns, dtype=torch.long, device="cpu").expand(batch_size, -1)
+    for expected in (by_token, by_column):
+        if torch.equal(given[real], expected[real]):
+            return
+    raise ValueError(
+        f"position_ids={_shortened(given)} do not continue the streams (packed sequences and custom positions are not "
+        "supported); leave position_ids out, positions are counted by the cache."
+    )
+
+
+def _shortened(values: torch.Tensor) -> str:
+    return str([row[:8].tolist() for row in values[:2]])

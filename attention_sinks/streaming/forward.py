@@ -2,112 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..architecture.setup import Setup, named_arguments, parameter_names, setup_of, tokens_of
+from ..architecture.modules import named_arguments, parameter_names
+from ..architecture.setup import MARK, Setup, setup_of
+from ..cache.cache import AttentionSinkKVCache
 from ..plan.block import plan_block
-from ..plan.call import LAYER_PLAN, CallPlan
 from ..plan.counters import Counters
-from ..plan.reach import Plan, Reach
+from ..plan.layer import Plan
+from ..plan.table import LayerTable
 from ..plan.token import plan_token
-from ..versions import CACHE, with_both_names, with_cache_named
-from .bound_cache import CallView, LayerView, name_of_view
-from .compiled import compiled_step, is_compiled_step
-from .inputs import Inputs, read_inputs
+from ..versions import BOTH_NAMES_BY_ITSELF, CACHE, OTHER_CACHE_NAME, with_both_names, with_cache_named
+from .attention import LAYER_PLAN
+from .bound_cache import BoundCache, bound_cache_in
+from .compiled import is_compiled_step, plan_compiled_step
+from .inputs import Inputs, read_arguments, read_inputs
 
 CHUNK_SIZE = 1024
-"""Longer calls are cut into pieces of this many columns, so that a call of any length needs bounded memory."""
+"""Longer calls are cut into chunks of this many columns, so that a call of any length needs bounded memory."""
 
 QUERY_BLOCK = {"cpu": 64}
 """Queries scored at once, by device type: on a CPU what fits a core's own memory is fastest; elsewhere 256."""
 
 
-def streaming_forward(model: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
-    """The base model's forward. Under `torch.compile` a step of one token per row is part of the graph; other calls
-    break it and run as they do without."""
+# ---- the base model
+
+
+def streaming_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The base model's forward.
+
+    Under `torch.compile` a step is part of the graph; other calls break it and run as they do without.
+    """
+    given = read_arguments(model, args, kwargs)
     if not torch.compiler.is_compiling():
-        return _stream(model, args, kwargs, previous)
-    if is_compiled_step(model, args, kwargs):
-        return _step_in_graph(model, args, kwargs, previous)
-    return _stream_outside_graph(model, args, kwargs, previous)
+        return _stream(model, given)
+    if is_compiled_step(model, given):
+        return _step_in_graph(model, given)
+    return _stream_outside_graph(model, given)
 
 
-def _stream(model: nn.Module, args: tuple, kwargs: dict[str, Any], previous: Callable | None):
-    """Check the call, cut it, run the pieces, then advance the streams."""
-    inputs = read_inputs(model, args, kwargs)
-    rows, whole = inputs.rows, None
-    if inputs.cache is not None:
-        inputs.cache.begin()
+def _stream(model: nn.Module, given: dict[str, Any]) -> Any:
+    """Check the call, run it, then advance the streams."""
+    setup = model.__dict__[MARK].setup
+    inputs = read_inputs(setup if setup.model is model else setup_of(model), given)
+    cache = inputs.cache
     try:
-        for piece in inputs.pieces(CHUNK_SIZE):
-            rows, output = _run(inputs, previous, piece, rows)
-            whole = _joined(whole, output, piece, inputs.columns)
-        if inputs.keep_cache:
-            inputs.cache.commit(rows, inputs.columns, inputs.tokens, inputs.device)
+        if cache is not None:
+            cache.begin()
+        output = _run_step(inputs, cache) if inputs.is_step else _run_chunks(inputs)
     except BaseException:
-        if inputs.cache is not None:
-            inputs.cache.discard(inputs.columns)
+        if cache is not None:
+            cache.discard(inputs.columns)
         raise
-    output = inputs.restore_order(whole)
-    output[CACHE] = inputs.cache if inputs.keep_cache else None
-    return with_both_names(output) if inputs.return_dict else output.to_tuple()
+    output[CACHE] = cache if inputs.keep_cache else None
+    return _returned(output, inputs.return_dict)
 
 
 _stream_outside_graph = torch.compiler.disable(_stream)
 
 
-def _step_in_graph(model: nn.Module, args: tuple, kwargs: dict[str, Any], previous: Callable | None):
+def _returned(output: BaseModelOutputWithPast, return_dict: bool) -> Any:
+    if not return_dict:
+        return output.to_tuple()
+    return output if BOTH_NAMES_BY_ITSELF else with_both_names(output)
+
+
+def _run_step(inputs: Inputs, cache: AttentionSinkKVCache) -> BaseModelOutputWithPast:
+    """One token per row: rotate the sinks, run the layers, which write in place, and count."""
+    table, counters = cache.table, inputs.counters
+    if max(counters.seen) - min(counters.origin) >= 2 * (table.room + 1):
+        counters = _rebased(cache, counters, 1, table)
+        cache.commit(counters, 0, None, inputs.device)
+    active = None if inputs.real is None else inputs.real[:, 0]
+    plans = [plan_token(counters, active, reach) for reach in table.distinct_reaches]
+    bound = _bound(inputs.setup, cache, table, plans)
+    cache.rotate_sinks(bound.plan_of)
+    output = _call_base(inputs.setup.model, bound, inputs.arguments(slice(0, 1)))
+    cache.commit_step(inputs.real, inputs.device)
+    return output
+
+
+def _run_chunks(inputs: Inputs) -> BaseModelOutputWithPast:
+    """Several tokens per row, or the first ones, in chunks; what the cache is to keep waits for the last."""
+    cache, counters, whole = inputs.cache, inputs.counters, None
+    table = inputs.setup.layer_table(inputs.settings)
+    block_size = QUERY_BLOCK.get(inputs.device.type, 256)
+    for chunk in inputs.chunks(CHUNK_SIZE):
+        counts, columns = inputs.counts(chunk), chunk.stop - chunk.start
+        counters = _rebased(cache, counters, max(counts), table)
+        plans = [plan_block(counters, counts, columns, reach, block_size) for reach in table.distinct_reaches]
+        bound = _bound(inputs.setup, cache, table, plans)
+        output = _call_base(inputs.setup.model, bound, inputs.arguments(chunk))
+        whole = _joined(whole, output, chunk, inputs.columns)
+        counters = counters.advance(counts)
+    if cache is not None and inputs.keep_cache:
+        cache.commit(counters, inputs.columns, inputs.tokens, inputs.device)
+    return inputs.restore_order(whole)
+
+
+def _rebased(cache: AttentionSinkKVCache | None, counters: Counters, new_tokens: int, table: LayerTable) -> Counters:
+    """`counters` with origins moved along where `new_tokens` would lead too far from them, and the keys with them."""
+    shift = counters.shift_for(new_tokens, table.room)
+    if cache is None or not any(shift):
+        return counters
+    cache.rebase(shift)
+    return counters.rebase(shift)
+
+
+def _step_in_graph(model: nn.Module, given: dict[str, Any]) -> Any:
     """One token per row, with counters that are tensors."""
-    call, cache, given = compiled_step(model, args, kwargs)
-    return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
-    output = _call_previous(model, previous, **_arguments(setup_of(model), call, cache, given))
+    setup, cache = setup_of(model), given.pop(CACHE)
+    return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True)) is not False
+    plans, given, active = plan_compiled_step(setup, cache, given)
+    chosen = model.config._attn_implementation  # kernels for ragged rows do not fit a graph
+    bound = _bound(setup, cache, cache.table, plans, chosen if chosen in ("eager", "sdpa") else "eager")
+    cache.rotate_sinks(bound.plan_of)
+    cache.streams.device.step(active)
+    cache.streams.ahead = True
+    output = _call_base(model, bound, given)
     output[CACHE] = cache
-    return with_both_names(output) if return_dict is not False else output.to_tuple()
+    return _returned(output, return_dict)
 
 
-def _run(
-    inputs: Inputs, previous: Callable | None, piece: slice, rows: Counters
-) -> tuple[Counters, BaseModelOutputWithPast]:
-    """One piece of a call: work out its step and run the layers; returns where the rows stand after it."""
-    setup = inputs.setup
-    layout = setup.layer_table(inputs.settings)
-    counts, columns = inputs.counts(piece), piece.stop - piece.start
-    has_sinks = min(rows.seen) >= max(1, layout.with_sinks.sink_size)
-    by_token = inputs.columns == 1 and has_sinks and not inputs.with_gradients
-    shift = rows.shift_for(max(counts), layout.room)
-    if inputs.cache is not None and any(shift):
-        rows = rows.rebase(shift)
-        inputs.cache.rebase(shift, layout.positions)
-        if by_token:
-            inputs.cache.commit(rows, 0, None, inputs.device)
-    steps = tuple(_step(rows, counts, columns, reach, by_token, inputs.device) for reach in layout.distinct_reaches)
-    call = CallPlan(steps, layout, setup.model.config._attn_implementation)
-    if by_token:
-        inputs.cache.rotate_sinks(call)
-    arguments = _arguments(setup, call, inputs.cache, inputs.arguments(piece))
-    return rows.advance(counts), _call_previous(setup.model, previous, **arguments)
+def _bound(
+    setup: Setup,
+    cache: AttentionSinkKVCache | None,
+    table: LayerTable,
+    plans: Sequence[Plan],
+    implementation: str | None = None,
+) -> BoundCache:
+    implementation = setup.model.config._attn_implementation if implementation is None else implementation
+    return (setup.architecture.bound_cache or BoundCache)(cache, table, plans, implementation)
 
 
-def _arguments(setup: Setup, call: CallPlan, cache, given: dict[str, Any]) -> dict[str, Any]:
-    """`given` and what else the base model's own forward is to be handed for `call`."""
-    arguments = {**given, "position_ids": call.steps[0].cache_position.to(tokens_of(given).device), "return_dict": True}
-    return {**arguments, CACHE: setup.architecture.view(cache, call)}
+def _call_base(model: nn.Module, bound: BoundCache, arguments: dict[str, Any]) -> BaseModelOutputWithPast:
+    """Run the base model's own forward over `arguments`, with the bound cache in the cache's place."""
+    ids = arguments.get("input_ids")
+    device = (arguments["inputs_embeds"] if ids is None else ids).device
+    arguments["position_ids"] = bound.plans[0].cache_position.to(device)
+    arguments["return_dict"] = True
+    arguments[CACHE] = bound
+    return model._plain_forward(**arguments)
 
 
-def _step(rows: Counters, counts: tuple[int, ...], columns: int, reach: Reach, by_token: bool, device) -> Plan:
-    if by_token:
-        return plan_token(rows, [bool(count) for count in counts], reach)
-    return plan_block(rows, counts, columns, reach, QUERY_BLOCK.get(device.type, 256))
-
-
-def _joined(whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast, piece: slice, columns: int):
-    """The output of the columns `piece` written into that of the call, for which the first part makes room."""
-    if piece == slice(0, columns):
+def _joined(
+    whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast, chunk: slice, columns: int
+) -> BaseModelOutputWithPast:
+    """The output of the columns `chunk` written into that of the call, for which the first part makes room."""
+    if chunk == slice(0, columns):
         return part
     known = {"last_hidden_state", "hidden_states", CACHE}
     if unknown := {name for name, value in part.items() if value is not None} - known:
@@ -121,7 +168,7 @@ def _joined(whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast
         if others:
             whole["hidden_states"] = tuple(others)
     for room, states in zip(_hidden_states(whole), new, strict=True):
-        room[:, piece] = states
+        room[:, chunk] = states
     return whole
 
 
@@ -129,44 +176,49 @@ def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
     return [output.last_hidden_state, *(output.get("hidden_states") or ())]
 
 
-def named_forward(model: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
+# ---- what stands around it and in it
+
+
+def named_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a model around the base model: the cache by either name, in the call and in the output."""
-    return with_both_names(_call_previous(model, previous, *args, **with_cache_named(kwargs)))
+    kwargs = with_cache_named(kwargs) if OTHER_CACHE_NAME in kwargs else kwargs
+    output = model._plain_forward(*args, **kwargs)
+    return output if BOTH_NAMES_BY_ITSELF else with_both_names(output)
 
 
-def rotary_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any) -> None:
+def rotary_forward(module: nn.Module, *args: Any, **kwargs: Any) -> None:
     """Nothing: attention takes its cosines and sines from the call, for which positions alone are not enough."""
 
 
-def attention_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
-    """An attention module's own forward, with the call's positions and the call's view of the cache."""
-    name = name_of_view(module, kwargs)
-    layer = _layer_view(module, kwargs[name], args, kwargs)
-    kwargs[name] = None if layer.cache is None else layer
-    if "position_embeddings" in parameter_names(type(module)):
-        kwargs["position_embeddings"] = layer.call.position_embeddings
-    elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
-        kwargs["position_ids"] = layer.call.step.model_position
-    return _call_previous(module, previous, *args, **{**kwargs, LAYER_PLAN: layer.call})
-
-
-def written_out_forward(
-    module: nn.Module, *args: Any, function: Callable, previous: Callable | None = None, **kwargs: Any
-):
-    """In place of an attention module that does not use the attention interface: `function` of its architecture."""
-    kwargs = named_arguments(type(module), args, kwargs)
-    layer = _layer_view(module, kwargs[name_of_view(module, kwargs)], (), kwargs)
-    return function(module, layer=layer, **kwargs)
-
-
-def _layer_view(module: nn.Module, view: CallView, args: tuple, kwargs: dict[str, Any]) -> LayerView:
-    """The running call and its cache as the layer of `module` sees them."""
-    hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """An attention module's own forward, with the call's positions and the call's cache."""
+    bound = kwargs.get(CACHE)
+    name = CACHE
+    if not isinstance(bound, BoundCache):
+        name, bound = bound_cache_in(module, kwargs)
     layer_idx = kwargs.get("layer_idx")  # handed to modules that several layers share
-    layer_idx = module.layer_idx if layer_idx is None else layer_idx
-    return LayerView(view.cache, view.call.at(layer_idx, hidden_states))
+    hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    layer = bound.plan_of(module.layer_idx if layer_idx is None else layer_idx, hidden_states)
+    if bound.cache is None:
+        kwargs[name] = None
+    if module._takes_position_embeddings:
+        kwargs["position_embeddings"] = layer.position_embeddings
+    elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
+        kwargs["position_ids"] = layer.plan.model_position
+    kwargs[LAYER_PLAN] = layer
+    return module._plain_forward(*args, **kwargs)
 
 
-def _call_previous(module: nn.Module, previous: Callable | None, *args: Any, **kwargs: Any):
-    """What the module ran before it was patched: its class's forward unless somebody had replaced it."""
-    return previous(*args, **kwargs) if previous is not None else type(module).forward(module, *args, **kwargs)
+def written_out_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """In place of an attention module that does not use the attention interface: the function of its architecture."""
+    given = named_arguments(type(module), args, kwargs)
+    name, bound = bound_cache_in(module, given)
+    del given[name]
+    layer_idx = given.get("layer_idx")
+    layer = bound.plan_of(module.layer_idx if layer_idx is None else layer_idx, given["hidden_states"])
+    return type(module)._written_out(module, cache=bound, layer=layer, **given)
+
+
+def takes_position_embeddings(attention: type) -> bool:
+    """Whether attention modules of the class `attention` are handed cosines and sines."""
+    return "position_embeddings" in parameter_names(attention)

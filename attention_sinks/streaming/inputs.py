@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..architecture.layer_kinds import ATTENTION, LINEAR
-from ..architecture.setup import Setup, named_arguments, setup_of
+from ..architecture.modules import named_arguments
+from ..architecture.setup import Setup
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.counters import Counters
 from ..settings import SinkSettings
-from ..versions import CACHE
-from .checks import check_attentions, check_cache, check_dense, check_padding_of_states, check_single_tokens
-from .masks import check_position_ids, real_columns
-from .multimodal import refuse_media, text_arguments
+from ..versions import CACHE, OTHER_CACHE_NAME
+from .checks import (
+    check_attentions,
+    check_cache,
+    check_dense,
+    check_padding_of_states,
+    check_position_ids,
+    check_single_tokens,
+    real_columns,
+)
+from .multimodal import MEDIA, TEXT_ARGUMENTS, refuse_media
+
+
+def read_arguments(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `model` by name, with the caller's own mask and positions, and text alone."""
+    given = named_arguments(type(model), args, kwargs) if args or OTHER_CACHE_NAME in kwargs else dict(kwargs)
+    mask = given.get("attention_mask")
+    if isinstance(mask, dict) and TEXT_ARGUMENTS in mask:
+        given.update(mask[TEXT_ARGUMENTS])
+    for name in given:
+        if name.startswith(MEDIA):
+            refuse_media(model, given)
+    return given
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A checked call of the base model, ready to be cut into pieces."""
+    """A checked call of the base model, ready to be cut into chunks."""
 
     setup: Setup
     given: dict[str, Any]
@@ -34,65 +56,72 @@ class Inputs:
     """The cache to stream through; None for a call without a past that leaves nothing behind."""
     keep_cache: bool
     """Whether the cache is the caller's to keep."""
+    counters: Counters
+    """Where the streams stand before the call."""
     real: torch.Tensor | None
     """[batch, columns] bool on the CPU, padding on the left; None: all columns are tokens of their streams."""
     order: torch.Tensor | None
     """[batch, columns], how columns were moved to bring padding to the left; None: they were not."""
     with_gradients: bool
-    cuttable: bool
+    wants_attentions: bool
     return_dict: bool
 
     @property
     def settings(self) -> SinkSettings:
         """The sizes of this call: the cache's, or the model's where there is none."""
-        return (self.setup if self.cache is None else self.cache).settings
+        return self.setup.settings if self.cache is None else self.cache.settings
 
     @property
-    def rows(self) -> Counters:
-        """Where the streams stand before the call."""
-        rows = self.cache.streams.rows if self.cache is not None else None
-        return Counters.empty(self.batch_size) if rows is None else rows
+    def is_step(self) -> bool:
+        """Whether the call is one token per row after all sinks, which is written in place."""
+        if self.columns != 1 or self.cache is None or self.with_gradients:
+            return False
+        return min(self.counters.seen) >= max(1, self.cache.table.with_sinks.sink_size)
 
     @property
     def tokens(self) -> torch.Tensor | None:
         """[batch, columns] bool on the CPU: the tokens where the caller had them; None: all columns."""
-        return self.real if self.order is None else self.real.gather(1, self.order.argsort(dim=1).to("cpu"))
+        if self.real is None or self.order is None:
+            return self.real
+        return self.real.gather(1, self.order.argsort(dim=1).to("cpu"))
 
-    def pieces(self, size: int) -> list[slice]:
-        """The columns of the call, cut into pieces of `size` where that changes nothing."""
+    def chunks(self, size: int) -> Iterator[slice]:
+        """The columns of the call, cut into chunks of `size` where that changes nothing."""
         if not self.setup.architecture.states_continue:
-            size = 1 if any(self.rows.seen) else self.columns
-        elif not self.cuttable:
+            size = 1 if any(self.counters.seen) else self.columns
+        elif self.setup.settings.prefill == "dense" or self.with_gradients or self.wants_attentions:
             size = self.columns
-        return [slice(start, min(start + size, self.columns)) for start in range(0, self.columns, size)]
+        for start in range(0, self.columns, size):
+            yield slice(start, min(start + size, self.columns))
 
-    def counts(self, piece: slice) -> tuple[int, ...]:
-        """Real tokens of each row in `piece`."""
+    def counts(self, chunk: slice) -> tuple[int, ...]:
+        """Real tokens of each row in `chunk`."""
         if self.real is None:
-            return (piece.stop - piece.start,) * self.batch_size
-        return tuple(self.real[:, piece].sum(1).tolist())
+            return (chunk.stop - chunk.start,) * self.batch_size
+        return tuple(self.real[:, chunk].sum(1).tolist())
 
-    def arguments(self, piece: slice) -> dict[str, Any]:
-        """Arguments of the base model's own forward for `piece`."""
+    def arguments(self, chunk: slice) -> dict[str, Any]:
+        """Arguments of the base model's own forward for `chunk`."""
         arguments = dict(self.given)
-        for name in ("input_ids", "inputs_embeds", "per_layer_inputs", "ple_input_ids"):
-            if (states := arguments.get(name)) is not None:
-                arguments[name] = _reordered(states, self.order)[:, piece]
-        if "logits_to_keep" in arguments:  # Gemma 4 would leave out queries that the call's step counts
+        if self.order is not None or chunk.stop - chunk.start < self.columns:
+            for name in ("input_ids", "inputs_embeds", "per_layer_inputs", "ple_input_ids"):
+                if (states := arguments.get(name)) is not None:
+                    arguments[name] = _reordered(states, self.order)[:, chunk]
+        if "logits_to_keep" in arguments:  # Gemma 4 would leave out queries that the call's plan counts
             arguments["logits_to_keep"] = None
-        arguments["attention_mask"] = self._mask(piece)
+        arguments["attention_mask"] = self._mask(chunk)
         return arguments
 
-    def _mask(self, piece: slice):
+    def _mask(self, chunk: slice) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
         """The mask for attention and, where there are states, the padding for them."""
         ready = ready_mask(self.setup, self.device)
         if ready is None or not self.setup.has_states:
             return ready
-        padding = None if self.real is None else self.real[:, piece].long().to(self.device)
+        padding = None if self.real is None else self.real[:, chunk].long().to(self.device)
         return {**dict.fromkeys(ATTENTION, ready), **dict.fromkeys(LINEAR, padding)}
 
     def restore_order(self, output: BaseModelOutputWithPast) -> BaseModelOutputWithPast:
-        """Columns of the output where the caller had them."""
+        """Put the columns of the output where the caller had them."""
         if self.order is None:
             return output
         back = self.order.argsort(dim=1)
@@ -108,37 +137,54 @@ class Inputs:
 
 
 def ready_mask(setup: Setup, device: torch.device) -> torch.Tensor | None:
-    """A mask that base models take as it is and make no other: who sees whom is in the call's step."""
-    return torch.zeros((1, 1, 1, 1), device=device) if setup.architecture.accepts_4d_mask else None
+    """A mask that base models take as it is and make no other: who sees whom is in the call's plan."""
+    if not setup.architecture.accepts_4d_mask:
+        return None
+    return torch.zeros((1, 1, 1, 1), dtype=torch.float32, device=device)
 
 
-def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs:
-    """Read and check the arguments of a call of the base model `model`.
+def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
+    """Check the arguments of a call of the base model that has `setup`, `given` by name.
 
     Raises
     ------
     ValueError, TypeError, NotImplementedError
         Naming the argument, its value and the cure; nothing has been changed by then.
     """
-    setup = setup_of(model)
-    setup.architecture.check(model.config)
-    given = text_arguments(named_arguments(type(model), args, kwargs))
-    refuse_media(model, given)
-    batch_size, columns, device = _shape(given)
-    wants_attentions = given.get("output_attentions", getattr(model.config, "output_attentions", False))
-    return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True))
+    model, architecture, config = setup.model, setup.architecture, setup.model.config
+    if architecture.unsupported_reason is not None:
+        architecture.check(config)
+    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+    tokens = ids if embeds is None else embeds
+    if (ids is None) == (embeds is None) or tokens.dim() != (2 if embeds is None else 3) or 0 in tokens.shape[:2]:
+        _refuse_shape(ids, embeds)
+    batch_size, columns, device = tokens.shape[0], tokens.shape[1], tokens.device
+    wants_attentions = bool(given.get("output_attentions", getattr(config, "output_attentions", False)))
+    return_dict = given.pop("return_dict", getattr(config, "return_dict", True)) is not False
     with_gradients = torch.is_grad_enabled()
-    cache, keep_cache = _cache(setup, given, batch_size, columns, with_gradients)
-    real = real_columns(given.pop("attention_mask", None), batch_size, columns, cache)
-    check_position_ids(given.pop("position_ids", None), real, batch_size, columns, cache)
+    cache, keep_cache = given.pop(CACHE, None), True
+    if cache is None:
+        cache, keep_cache = _cache_of_one_call(model, given, columns, with_gradients)
+    elif not isinstance(cache, AttentionSinkKVCache) or not cache.serves(model, setup.settings.prefill, batch_size):
+        check_cache(cache, setup, batch_size)
+    if with_gradients and keep_cache and cache is not None:
+        _refuse_checkpointing(model)
+    mask, position_ids, real, order = given.pop("attention_mask", None), given.pop("position_ids", None), None, None
+    if mask is not None:
+        real = real_columns(mask, batch_size, columns, cache)
+    if position_ids is not None:
+        check_position_ids(position_ids, real, batch_size, columns, cache)
     if wants_attentions:
         check_attentions(columns, (setup if cache is None else cache).settings.visible_size)
-    real, order = _padding_left(real, device)
+    if real is not None:
+        real, order = _padding_left(real, device)
     if setup.settings.prefill == "dense":
         check_dense(setup, cache, columns if real is None else real.sum(1))
-    if setup.has_states:
+    if real is not None and setup.has_states:
         check_padding_of_states(real, order, cache)
-    if not setup.architecture.states_continue and cache is not None and any(cache.streams.seen) and columns > 1:
+    counters = None if cache is None else cache.streams.counters
+    counters = Counters.empty(batch_size) if counters is None else counters
+    if not architecture.states_continue and any(counters.seen) and columns > 1:
         check_single_tokens(setup, with_gradients)
     return Inputs(
         setup=setup,
@@ -148,60 +194,59 @@ def read_inputs(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Inputs
         device=device,
         cache=cache,
         keep_cache=keep_cache,
+        counters=counters,
         real=real,
         order=order,
         with_gradients=with_gradients,
-        cuttable=setup.settings.prefill == "streaming" and not with_gradients and not wants_attentions,
-        return_dict=return_dict is not False,
+        wants_attentions=wants_attentions,
+        return_dict=return_dict,
     )
 
 
-def _shape(given: dict[str, Any]) -> tuple[int, int, torch.device]:
-    """Batch size, columns and device of the tokens, given as ids or as embeddings."""
-    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+def _refuse_shape(ids: torch.Tensor | None, embeds: torch.Tensor | None) -> None:
     if (ids is None) == (embeds is None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
-    states, name, dims = (ids, "input_ids", 2) if embeds is None else (embeds, "inputs_embeds", 3)
-    if states.dim() != dims or 0 in states.shape[:2]:
-        raise ValueError(
-            f"{name} has the shape {tuple(states.shape)}; it must be [batch, columns] with at least one of each"
-            + (" and hidden_size." if dims == 3 else ".")
-        )
-    return states.shape[0], states.shape[1], states.device
+    states, name = (ids, "input_ids") if embeds is None else (embeds, "inputs_embeds")
+    raise ValueError(
+        f"{name} has the shape {tuple(states.shape)}; it must be [batch, columns] with at least one of each"
+        + ("." if embeds is None else " and hidden_size.")
+    )
 
 
-def _cache(setup: Setup, given: dict, batch_size: int, columns: int, with_gradients: bool):
-    """The cache of the call and whether the caller keeps it."""
-    model, cache = setup.model, given.pop(CACHE, None)
-    checkpointing = with_gradients and model.training and _checkpoints(model)
-    if cache is not None:
-        check_cache(cache, setup, batch_size)
-        if checkpointing:
-            raise ValueError(
-                "cache cannot be used while gradient checkpointing is on in training; leave it out or call "
-                "model.eval() or model.gradient_checkpointing_disable()."
-            )
-        return cache, True
+def _cache_of_one_call(
+    model: PreTrainedModel, given: dict[str, Any], columns: int, with_gradients: bool
+) -> tuple[AttentionSinkKVCache | None, bool]:
+    """The cache of a call that was given none, if it needs one, and whether the caller keeps it."""
     use_cache = given.get("use_cache")
     use_cache = getattr(model.config, "use_cache", False) if use_cache is None else use_cache
-    given["use_cache"] = use_cache = bool(use_cache) and not checkpointing
+    given["use_cache"] = use_cache = bool(use_cache) and not (with_gradients and _checkpoints(model))
     if use_cache or (columns > 1 and not with_gradients):
         return AttentionSinkKVCache(model), use_cache
     return None, False
 
 
+def _refuse_checkpointing(model: PreTrainedModel) -> None:
+    if _checkpoints(model):
+        raise ValueError(
+            "cache cannot be used while gradient checkpointing is on in training; leave it out or call "
+            "model.eval() or model.gradient_checkpointing_disable()."
+        )
+
+
 def _checkpoints(model: nn.Module) -> bool:
-    """Whether gradient checkpointing is on anywhere in `model`."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    """Whether `model` trains with gradient checkpointing on anywhere."""
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def _padding_left(real: torch.Tensor | None, device: torch.device):
+def _padding_left(
+    real: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None] | tuple[None, None]:
     """`real` with padding moved to the left, and the order of columns that does it; (None, None) without padding."""
-    if real is None or bool(real.all()):
+    if bool(real.all()):
         return None, None
     order = real.int().argsort(dim=1, stable=True)
-    moved = not torch.equal(order, torch.arange(real.shape[1]).expand_as(order))
-    return real.gather(1, order), order.to(device) if moved else None
+    in_order = torch.arange(real.shape[1], dtype=torch.long, device="cpu").expand_as(order)
+    return real.gather(1, order), None if torch.equal(order, in_order) else order.to(device)
 
 
 def _reordered(states: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..architecture.setup import named_arguments, parameter_names, tokens_of
+from ..architecture.modules import named_arguments, parameter_names, tokens_of
 from ..versions import with_both_names
 
 MEDIA = ("pixel_", "image_", "video_", "audio_", "input_features", "input_values", "mm_encoder_outputs")
 """How the arguments begin that bring something else than text."""
 
 TEXT_ARGUMENTS = "attention_sinks_text_arguments"
+"""Under this key the wrapper's mask holds what the caller gave for the text."""
 
 
-def wrapper_forward(module: nn.Module, *args: Any, previous: Callable | None = None, **kwargs: Any):
-    """The forward of a model around the decoder: hands the caller's 2D mask and positions through.
+def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a model around the decoder: it hands the caller's 2D mask and positions through.
 
-    It takes the mask for masks that are ready. Positions of its own would follow from the length of the cache, or from
-    what the module keeps of its last call.
+    The wrapped forward takes this mask for masks that are ready. Its own positions would follow from the length of the
+    cache, or from what the module keeps of its last call, so it gets placeholders.
     """
     given = named_arguments(type(module), args, kwargs)
     refuse_media(module, given)
@@ -29,8 +29,7 @@ def wrapper_forward(module: nn.Module, *args: Any, previous: Callable | None = N
     given["attention_mask"] = {TEXT_ARGUMENTS: handed}
     if "position_ids" in parameter_names(type(module)):
         given["position_ids"] = _placeholder(given)
-    output = previous(**given) if previous is not None else type(module).forward(module, **given)
-    return with_both_names(output)
+    return with_both_names(module._plain_forward(**given))
 
 
 def refuse_media(module: nn.Module, given: dict[str, Any]) -> None:
@@ -48,10 +47,3 @@ def _placeholder(given: dict[str, Any]) -> torch.Tensor | None:
     """Positions [1, columns] that nobody reads."""
     tokens = tokens_of(given)
     return None if tokens is None else torch.zeros(1, tokens.shape[1], dtype=torch.long, device=tokens.device)
-
-
-def text_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """`given` with the mask and the positions of the caller, whether or not they came through a wrapper."""
-    mask = given.get("attention_mask")
-    handed = mask[TEXT_ARGUMENTS] if isinstance(mask, dict) and TEXT_ARGUMENTS in mask else {}
-    return {**given, **handed}

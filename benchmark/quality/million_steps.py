@@ -29,8 +29,8 @@ from benchmark.lib.results import ResultsFile
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
-from helpers import TOLERANCE, VOCABULARY, tiny_llama  # noqa: E402
-from naive import naive_logits  # noqa: E402
+from references.naive import naive_logits  # noqa: E402
+from support.helpers import TOLERANCE, VOCABULARY, tiny_llama  # noqa: E402
 
 COLUMNS = ("steps", "largest_difference", "ms_per_step", "cache_bytes", "rss")
 
@@ -41,7 +41,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("--steps", type=positive_int, default=1_000_000, help="(default: %(default)s)")
     add("--check_every", type=positive_int, default=10_000, metavar="STEPS", help="(default: %(default)s)")
     add_cache_arguments(parser, window_size=16)
-    add("--rope", default="default", help="a rotary type of tests/helpers.py (default: %(default)s)")
+    add("--rope", default="default", help="a rotary type of tests/support/helpers.py (default: %(default)s)")
     add("--output", type=Path, default=Path("benchmark/outputs/million_steps.csv"), help="(default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing CSV")
     return parser, parser.parse_args()

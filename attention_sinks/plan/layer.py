@@ -1,0 +1,51 @@
+"""One call as the layers of one kind see it, on their own device and in their own dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from ..positions.alibi import Alibi
+from ..positions.rotary import Rotary, Tables
+from .block import BlockPlan, QueryBlock
+from .reach import Reach
+from .token import TokenPlan
+
+Plan = TokenPlan | BlockPlan
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer needs for one call."""
+
+    reach: Reach
+    plan: Plan
+    implementation: str
+    """The attention implementation that the user chose for the model."""
+    position_embeddings: Any = None
+    """Cosines and sines of the new tokens' model positions, as the model's attention takes them; None for a layer
+    without rotation."""
+    sink_rotation: Tables | None = None
+    """float32 tables that bring sinks and queries together: a step rotates its sinks, a block its queries."""
+    rotate: Callable[[torch.Tensor, Tables], torch.Tensor] | None = None
+    rotary: Rotary | None = None
+    """What made the tables, for architectures that need more of them."""
+    alibi: Alibi | None = None
+    token_bias: torch.Tensor | None = None
+    """[R, heads, 1, used] float32, the linear bias of a step."""
+
+
+def to_device(plan: Plan, device: torch.device) -> Plan:
+    """The same plan with its tensors on `device`."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, QueryBlock):
+            return replace(value, bias=moved(value.bias), sink_bias=moved(value.sink_bias))
+        return tuple(map(moved, value)) if isinstance(value, tuple) else value
+
+    return replace(plan, **{field.name: moved(getattr(plan, field.name)) for field in fields(plan)})

@@ -1,0 +1,49 @@
+"""What the layers of a model see and how they know positions, under one pair of S and W."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..positions.schemes import Position
+from .reach import Reach
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """One line for every layer, worked out once for each pair of S and W and shared by all calls.
+
+    Parameters
+    ----------
+    with_sinks : Reach
+        What the queries of layers with sinks see.
+    reaches : tuple of Reach or None
+        What the queries of each layer see; None for a layer without attention.
+    positions : tuple of Position
+        How each layer knows where its keys are.
+    """
+
+    with_sinks: Reach
+    reaches: tuple[Reach | None, ...]
+    positions: tuple[Position, ...]
+
+    @cached_property
+    def distinct_reaches(self) -> tuple[Reach, ...]:
+        """Each reach once, that of layers with sinks first: a call has one plan for each."""
+        return tuple(dict.fromkeys((self.with_sinks, *filter(None, self.reaches))))
+
+    @cached_property
+    def plan_index(self) -> tuple[int | None, ...]:
+        """Of each layer, the index of its reach among the distinct ones."""
+        return tuple(None if reach is None else self.distinct_reaches.index(reach) for reach in self.reaches)
+
+    @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """Of each layer a number; layers that share it are alike in what they see and in how they know positions."""
+        kinds = [(reach, id(position)) for reach, position in zip(self.reaches, self.positions, strict=True)]
+        return tuple(kinds.index(kind) for kind in kinds)
+
+    @cached_property
+    def room(self) -> int:
+        """The most tokens any layer caches."""
+        return max(reach.cached_size for reach in self.distinct_reaches)

@@ -1,0 +1,134 @@
+"""One model in several threads, each with a stream of its own: nothing about a stream lives on the model."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import torch
+
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from references.naive import naive_logits
+from support.helpers import LENGTH_DEPENDENT, assert_close, assert_tokens_follow, cut, random_ids, stream, tiny_llama
+
+THREADS = 6
+SETTINGS = [(4, 12), (4, 20), (0, 9), (1, 30), (2, 11), (8, 5)]
+MODELS = {"default": {}, **LENGTH_DEPENDENT}
+
+
+def in_parallel(work):
+    """work(number of the thread) in every thread, all starting together; results in order."""
+    barrier = Barrier(THREADS)
+
+    def run(number):
+        barrier.wait(timeout=60)
+        return work(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [future.result(timeout=300) for future in [pool.submit(run, number) for number in range(THREADS)]]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_streams_in_threads(kind):
+    plain, model = tiny_llama(**MODELS[kind]), inject_attention_sinks(tiny_llama(**MODELS[kind]))
+    ids = [random_ids(100 + 7 * number, seed=number) for number in range(THREADS)]
+
+    def work(number):
+        cache = AttentionSinkKVCache(model, *SETTINGS[number])
+        return stream(model, ids[number][None], cut(len(ids[number]), [1, 1, 1 + number]), cache)[0][0]
+
+    for number, logits in enumerate(in_parallel(work)):
+        assert_close(logits, naive_logits(plain, ids[number], *SETTINGS[number]))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_stateless_calls_in_threads(kind):
+    plain, model = tiny_llama(**MODELS[kind]), inject_attention_sinks(tiny_llama(**MODELS[kind]), 4, 12)
+    ids = [random_ids(30 + 20 * number, seed=number) for number in range(THREADS)]
+
+    def work(number):
+        with torch.no_grad():
+            return [model(ids[number][None], use_cache=False).logits[0] for _ in range(15)]
+
+    for number, calls in enumerate(in_parallel(work)):
+        expected = naive_logits(plain, ids[number], 4, 12)
+        for logits in calls:
+            assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_generate_in_threads(kind):
+    plain, model = tiny_llama(**MODELS[kind]), inject_attention_sinks(tiny_llama(**MODELS[kind]), 4, 12)
+
+    def work(number):
+        return model.generate(random_ids(1, 5 + 6 * number, seed=number), max_new_tokens=40, do_sample=False)[0]
+
+    for number, sequence in enumerate(in_parallel(work)):
+        assert_tokens_follow(naive_logits(plain, sequence, 4, 12), sequence, 5 + 6 * number)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_forks_and_rollbacks_in_threads(kind):
+    """Forks of one stream, each taken back and fed on by its own thread."""
+    plain, model = tiny_llama(**MODELS[kind]), inject_attention_sinks(tiny_llama(**MODELS[kind]), 4, 12)
+    start = random_ids(60)
+    _, cache = stream(model, start[None])
+    cache.activate_past_recording()
+    stream(model, random_ids(1, 30, seed=1), [1] * 10 + [20], cache)
+    forks = [copy.deepcopy(cache) for _ in range(THREADS)]
+    rests = [random_ids(60, seed=10 + number) for number in range(THREADS)]
+
+    def work(number):
+        fork, parts = forks[number], []
+        fork.crop(-30)
+        for part in rests[number].split(20):
+            stream(model, random_ids(1, 9, seed=number), [1, 8], fork)
+            fork.crop(-9)
+            parts.append(stream(model, part[None], [1, 1, 18], fork)[0][0])
+        return torch.cat(parts)
+
+    for number, logits in enumerate(in_parallel(work)):
+        assert_close(logits, naive_logits(plain, torch.cat([start, rests[number]]), 4, 12)[60:])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_all_kinds_of_generate_in_threads(kind):
+    """Greedy, assisted by one shared model, beams, padded rows: each gives what it gives when nothing else runs."""
+    model = inject_attention_sinks(tiny_llama(**MODELS[kind]), 4, 12)
+    draft = inject_attention_sinks(tiny_llama(**MODELS[kind], num_hidden_layers=1), 2, 9)
+    draft.generation_config.num_assistant_tokens_schedule = "constant"  # the others write into the shared model
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[0, :11] = 0
+    searches = [
+        {"assistant_model": draft},
+        {"num_beams": 3},
+        {"prompt_lookup_num_tokens": 4},
+        {"attention_mask": mask},
+        {},
+        {"num_return_sequences": 2, "num_beams": 2},
+    ]
+
+    def work(number):
+        rows = 2 if number == 3 else 1
+        prompt = random_ids(rows, 20, seed=number)
+        return model.generate(prompt, max_new_tokens=40, do_sample=False, **searches[number])
+
+    expected = [work(number) for number in range(THREADS)]
+    for sequences, alone in zip(in_parallel(work), expected, strict=True):
+        assert torch.equal(sequences, alone)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_interleaved_generate_calls(kind):
+    """Turns of several streams taken one after the other, with caches of different sizes."""
+    plain, model = tiny_llama(**MODELS[kind]), inject_attention_sinks(tiny_llama(**MODELS[kind]))
+    caches = [AttentionSinkKVCache(model, *setting) for setting in SETTINGS[:4]]
+    texts = [random_ids(1, 10 + 9 * number, seed=number) for number in range(4)]
+    for turn in range(3):
+        for number, cache in enumerate(caches):
+            prompt = texts[number]
+            made = model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), cache=cache, max_new_tokens=8, do_sample=False
+            )
+            assert_tokens_follow(naive_logits(plain, made[0], *SETTINGS[number]), made[0], prompt.shape[1])
+            texts[number] = torch.cat([made, random_ids(1, 5, seed=turn)], dim=1)

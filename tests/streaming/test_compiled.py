@@ -1,0 +1,247 @@
+"""Single-token steps under torch.compile: one graph for the whole life of a stream, and the streams are the same."""
+
+import copy
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
+
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks.architecture.setup import setup_of
+from references.naive import naive_logits
+from support.contract import layout
+from support.helpers import assert_close, assert_same_state, random_ids, state_of, stream, tiny_llama
+from support.pages import COMPILING, run_block
+from support.zoo import MODELS
+
+CLOSE = 1e-4
+"""Between a compiled step and an eager one."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(model, backend="eager", **options):
+    """The model's forward as one graph; the default backend traces, and runs what it traced without compiling it."""
+    return torch.compile(model.forward, backend=backend, fullgraph=True, **options)
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+@torch.no_grad()
+def feed(forward, ids, cache, mask=None):
+    """Logits of `ids` [rows, columns] fed one by one; `mask` [rows, columns]."""
+    steps = [
+        forward(
+            input_ids=ids[:, column : column + 1],
+            attention_mask=None if mask is None else mask[:, column : column + 1],
+            cache=cache,
+        ).logits
+        for column in range(ids.shape[1])
+    ]
+    return torch.cat(steps, dim=1)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_one_graph_from_the_first_step_to_many_windows_later(backend):
+    plain, model, ids = tiny_llama(), inject_attention_sinks(tiny_llama(), 4, 12), random_ids(300)
+    expected = naive_logits(plain, ids, 4, 12)
+    logits, cache = stream(model, ids[None, :3])
+    assert_close(feed(compiled(model, backend), ids[None, 3:], cache)[0], expected[3:])
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope", "yarn", "llama3"])
+def test_every_kind_of_frequencies(rope):
+    plain, model, ids = tiny_llama(rope=rope), inject_attention_sinks(tiny_llama(rope=rope), 4, 12), random_ids(120)
+    _, cache = stream(model, ids[None, :20])
+    assert_close(feed(compiled(model), ids[None, 20:], cache)[0], naive_logits(plain, ids, 4, 12)[20:])
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("animal", MODELS)
+def test_every_architecture_steps_in_one_graph(animal):
+    model, ids = inject_attention_sinks(animal.build(animal.implementations[0]), 4, 12), random_ids(60)[None]
+    _, cache = stream(model, ids[:, :5])
+    if not cache.is_compileable:
+        assert setup_of(model).has_states
+        pytest.skip(f"{animal}: its layers keep states that are not per token; its steps are not compiled")
+    expected = feed(model, ids[:, 5:], copy.deepcopy(cache))
+    try:
+        logits = feed(compiled(model), ids[:, 5:], cache)
+    except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError):
+        if model._can_compile_fullgraph:
+            raise
+        pytest.skip(f"{animal}: Transformers itself does not compile {type(model).__name__} as one graph")
+    assert_close(logits, expected, CLOSE)
+    assert graphs() == 1
+
+
+def test_flex_attention_steps_in_a_graph_as_eager_attention_does():
+    model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(60)[None]
+    _, cache = stream(model, ids[:, :5])
+    expected = feed(model, ids[:, 5:], copy.deepcopy(cache))
+    model.set_attn_implementation("flex_attention")
+    assert_close(feed(compiled(model), ids[:, 5:], cache), expected, CLOSE)
+    assert graphs() == 1
+
+
+def test_rows_of_a_padded_batch():
+    """Rows of different length, one of which pauses and goes on."""
+    plain, model = tiny_llama(), inject_attention_sinks(tiny_llama(), 4, 12)
+    rows = [random_ids(90, seed=1), random_ids(70, seed=2), random_ids(52, seed=3)]
+    start = layout("." * 20 + "x" * 20, "x" * 40, "." * 37 + "xxx").long()
+    pauses = layout("x" * 70, "x" * 10 + "." * 20 + "x" * 20 + "." * 20, ".x" * 20 + "x" * 29 + ".").long()
+    mask = torch.cat([start, pauses], dim=1)
+    ids = torch.zeros(3, 110, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        ids[row, mask[row].bool()] = tokens
+    cache = AttentionSinkKVCache(model)
+    with torch.no_grad():
+        model(ids[:, :40], attention_mask=start, cache=cache)
+    logits = feed(compiled(model), ids[:, 40:], cache, pauses)
+    for row, tokens in enumerate(rows):
+        fed = int(start[row].sum())
+        assert_close(logits[row, pauses[row].bool()], naive_logits(plain, tokens, 4, 12)[fed:])
+    assert graphs() == 1
+    assert cache.tokens_seen.tolist() == [90, 70, 52]
+
+
+def test_a_mask_of_all_columns_says_what_its_last_column_says():
+    model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(2, 30)
+    _, cache = stream(model, ids[:, :20])
+    fork, forward = copy.deepcopy(cache), torch.compile(model.forward, backend="eager", fullgraph=True, dynamic=True)
+    mask = torch.ones(2, 21, dtype=torch.long)
+    mask[1, -1] = 0
+    with torch.no_grad():
+        whole = forward(ids[:, 20:21], attention_mask=mask, cache=cache).logits
+        last = forward(ids[:, 20:21], attention_mask=mask[:, -1:], cache=fork).logits
+    assert_close(whole[0], last[0])
+    assert cache.tokens_seen.tolist() == fork.tokens_seen.tolist() == [21, 20]
+
+
+def test_compiled_and_eager_steps_and_calls_in_any_order():
+    plain, model, ids = tiny_llama(), inject_attention_sinks(tiny_llama(), 4, 12), random_ids(260)
+    forward, expected = compiled(model), naive_logits(plain, ids, 4, 12)
+    logits, cache = stream(model, ids[None, :30])
+    done = 30
+    for step, columns in ((forward, 40), (model, 7), (forward, 25), (None, 33), (forward, 50), (None, 1), (model, 74)):
+        new = ids[None, done : done + columns]
+        part = stream(model, new, cache=cache)[0] if step is None else feed(step, new, cache)
+        logits, done = torch.cat([logits, part], dim=1), done + columns
+    assert_close(logits[0], expected)
+    assert cache.get_seq_length() == done == 260
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("fed", [5, 40])
+def test_what_compiled_steps_fed_can_be_taken_back(fed):
+    """As after eager steps: any number of columns while the row is short, then one."""
+    model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(80)[None]
+    _, cache = stream(model, ids[:, :6])
+    eager = copy.deepcopy(cache)
+    feed(compiled(model), ids[:, 6 : 6 + fed], cache)
+    feed(model, ids[:, 6 : 6 + fed], eager)
+    assert cache.streams.returnable == eager.streams.returnable == (11 if fed == 5 else 1)
+    cache.crop(-1)
+    eager.crop(-1)
+    assert_close(feed(model, ids[:, 60:], cache), feed(model, ids[:, 60:], eager), CLOSE)
+
+
+def test_saving_after_compiled_steps(tmp_path):
+    model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(90)[None]
+    _, cache = stream(model, ids[:, :6])
+    forward = compiled(model)
+    feed(forward, ids[:, 6:50], cache)
+    cache.save(tmp_path / "cache.safetensors")
+    loaded = AttentionSinkKVCache.load(tmp_path / "cache.safetensors", model)
+    assert torch.equal(feed(forward, ids[:, 50:], loaded), feed(forward, ids[:, 50:], cache))
+    assert graphs() == 1
+
+
+def test_caches_share_a_graph_and_nothing_else():
+    plain, model = tiny_llama(), inject_attention_sinks(tiny_llama(), 4, 12)
+    forward, ids = compiled(model), [random_ids(100, seed=seed) for seed in range(3)]
+    caches = [stream(model, row[None, : 5 + 9 * number])[1] for number, row in enumerate(ids)]
+    with torch.no_grad():
+        for column in range(60):
+            for number, (row, cache) in enumerate(zip(ids, caches, strict=True)):
+                at = 5 + 9 * number + column
+                logits = forward(row[None, at : at + 1], cache=cache).logits[0, 0]
+                assert_close(logits, naive_logits(plain, row[: at + 1], 4, 12)[-1]) if column % 20 == 19 else None
+    assert graphs() == 1
+
+
+def test_other_calls_break_the_graph_and_run_as_always():
+    """A long call, or a call without a cache, is an error under fullgraph, and else what it is without compiling."""
+    plain, model, ids = tiny_llama(), inject_attention_sinks(tiny_llama(), 4, 12), random_ids(50)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(model)(ids[None])
+    forward, cache = torch.compile(model.forward, backend="eager"), AttentionSinkKVCache(model)
+    with torch.no_grad():
+        logits = [forward(ids[None, :30], cache=cache).logits]
+        logits += [forward(ids[None, at : at + 1], cache=cache).logits for at in range(30, 50)]
+    assert_close(torch.cat(logits, dim=1)[0], naive_logits(plain, ids, 4, 12))
+
+
+def test_a_recording_cache_is_not_compiled():
+    model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(50)[None]
+    _, cache = stream(model, ids[:, :30])
+    cache.activate_past_recording()
+    assert not cache.is_compileable
+    before = state_of(cache)
+    with pytest.raises(torch._dynamo.exc.Unsupported), torch.no_grad():
+        compiled(model)(ids[:, 30:31], cache=cache)
+    assert_same_state(cache, before)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_generate_compiles_by_itself(batch_size):
+    """As on a GPU; what is compiled is one graph, and rows that finish early feed nothing more."""
+    model = inject_attention_sinks(tiny_llama(), 4, 12)
+    config = CompileConfig(fullgraph=True, backend="eager", mode=None)
+    config._compile_all_devices = True
+    prompt = random_ids(batch_size, 9)
+    options = {"max_new_tokens": 60, "do_sample": False, "return_dict_in_generate": True}
+    free = model.generate(prompt, **options)
+    options["eos_token_id"] = free.sequences[0, 30].item()
+    options["pad_token_id"] = 0
+    expected = model.generate(prompt, **options)
+    actual = model.generate(prompt, compile_config=config, **options)
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert actual.cache.tokens_seen.tolist() == expected.cache.tokens_seen.tolist()
+    assert graphs() == 1
+    again = model.generate(random_ids(batch_size, 5, seed=3), compile_config=config, **options)
+    assert again.sequences.shape[1] > 5
+    assert graphs() == 1
+
+
+@pytest.mark.newest
+def test_the_guide_to_compiling():
+    model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(1, 20)
+    names = {"torch": torch, "model": model, "ids": ids, "AttentionSinkKVCache": AttentionSinkKVCache}
+    compile_by = partial(torch.compile, backend="eager")
+    with mock.patch.object(torch, "compile", compile_by):
+        names = run_block("fullgraph=True", "unused", COMPILING, **names)
+    expected, _ = stream(model, torch.cat([ids, ids[:, -1:]], dim=1))
+    assert_close(names["outputs"].logits[0, -1], expected[0, -1])
+    assert graphs() == 1
+
+
+def test_the_cache_says_what_its_counters_take():
+    model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(50)[None]
+    _, cache = stream(model, ids[:, :30])
+    before = cache.nbytes
+    feed(compiled(model), ids[:, 30:], cache)
+    assert cache.nbytes == before
+    assert sum(tensor.nbytes for tensor in cache.streams.static.tensors) < 4096

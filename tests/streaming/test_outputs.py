@@ -1,0 +1,238 @@
+"""What a call can return or take beside ids and logits, as in Transformers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attention_sinks import inject_attention_sinks
+from references.naive import naive_logits, naive_stream
+from support.contract import layout, left_padded
+from support.helpers import assert_close, cut, largest_difference, random_ids, stream, tiny_llama
+
+S, W = 4, 12
+ROOM = S + W + 1
+
+
+def streaming(**config):
+    return inject_attention_sinks(tiny_llama(**config), S, W)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return random_ids(90)
+
+
+@pytest.fixture(scope="module")
+def expected(ids):
+    with torch.no_grad():
+        return naive_stream(tiny_llama(), ids, S, W)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("keep", [1, 5, 60, torch.tensor([0, 17, 89])], ids=str)
+def test_logits_to_keep(ids, expected, keep, use_cache):
+    with torch.no_grad():
+        logits = streaming()(ids[None], logits_to_keep=keep, use_cache=use_cache).logits
+    assert_close(logits[0], expected.logits[keep if isinstance(keep, torch.Tensor) else slice(-keep, None)])
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("length", [10, ROOM, 90])
+def test_hidden_states_of_a_call(ids, expected, length, use_cache):
+    with torch.no_grad():
+        states = streaming()(ids[None, :length], output_hidden_states=True, use_cache=use_cache).hidden_states
+    assert len(states) == 3 and all(state.shape == (1, length, 64) for state in states)
+    assert_close(torch.cat(states), expected.hidden_states[:, :length], tolerance=2e-3)  # of magnitude 10
+
+
+def test_hidden_states_token_by_token(ids, expected):
+    model, cache, states = streaming(), None, []
+    for token in ids:
+        with torch.no_grad():
+            outputs = model(token[None, None], cache=cache, output_hidden_states=True)
+        cache = outputs.cache
+        states.append(torch.cat(outputs.hidden_states))
+    assert_close(torch.cat(states, dim=1), expected.hidden_states, tolerance=2e-3)
+
+
+def test_the_base_model_streams_too(ids, expected):
+    model = streaming()
+    hidden, cache = [], None
+    for length in cut(90, [1, 20]):
+        with torch.no_grad():
+            start = cache.get_seq_length() if cache else 0
+            outputs = model.model(ids[None, start : start + length], cache=cache, use_cache=True)
+        cache = outputs.cache
+        hidden.append(outputs.last_hidden_state)
+    assert_close(torch.cat(hidden, dim=1)[0], expected.hidden_states[-1], tolerance=2e-3)
+
+
+def test_attentions_of_single_tokens_are_in_cache_order(ids, expected):
+    model, cache = streaming(attn_implementation="eager"), None
+    for t, token in enumerate(ids):
+        with torch.no_grad():
+            outputs = model(token[None, None], cache=cache, output_attentions=True)
+        cache = outputs.cache
+        weights = torch.stack(outputs.attentions)[:, 0, :, 0]
+        assert_close(weights, expected.attentions[t])
+        assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), tolerance=1e-5)
+
+
+def test_attentions_of_a_first_call_are_plain_transformers(ids):
+    with torch.no_grad():
+        plain = tiny_llama(attn_implementation="eager")(ids[None, :ROOM], output_attentions=True)
+        outputs = streaming(attn_implementation="eager")(ids[None, :ROOM], output_attentions=True)
+    assert_close(torch.stack(outputs.attentions), torch.stack(plain.attentions))
+    assert_close(outputs.logits, plain.logits)
+
+
+def test_attentions_of_a_later_call(ids, expected):
+    """Several new tokens behind a full cache: the row sums are 1 and the last token's weights are the reference's."""
+    model = streaming(attn_implementation="eager")
+    _, cache = stream(model, ids[None, :50])
+    with torch.no_grad():
+        outputs = model(ids[None, 50:60], cache=cache, output_attentions=True)
+    weights = torch.stack(outputs.attentions)[:, 0]
+    assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), tolerance=1e-5)
+    for i in range(10):
+        seen, reference = weights[:, :, i], expected.attentions[50 + i]
+        visible = seen.abs().amax(dim=(0, 1)) > 0
+        assert visible.sum() == ROOM
+        assert_close(seen[..., visible], reference)
+
+
+def test_inputs_embeds(ids, expected):
+    model, cache, logits = streaming(), None, []
+    for length, start in ((40, 0), (1, 40), (49, 41)):
+        embeds = model.get_input_embeddings()(ids[None, start : start + length])
+        with torch.no_grad():
+            outputs = model(inputs_embeds=embeds, cache=cache, use_cache=True)
+        cache = outputs.cache
+        logits.append(outputs.logits)
+    assert_close(torch.cat(logits, dim=1)[0], expected.logits)
+
+
+@pytest.mark.parametrize("calls", [[40], [16, 24], [1] * 40], ids=["one", "two", "single"])
+def test_loss_of_labels_with_a_cache(ids, expected, calls):
+    model, cache, start = streaming(), None, 0
+    for length in calls:
+        if length > 1:
+            part = slice(start, start + length)
+            outputs = model(ids[None, part], labels=ids[None, part], cache=cache, use_cache=True)
+            loss = F.cross_entropy(expected.logits[part][:-1], ids[part][1:])
+            assert_close(outputs.loss, loss)
+        else:
+            outputs = model(ids[None, start : start + 1], cache=cache, use_cache=True)
+        cache, start = outputs.cache, start + length
+    assert cache.tokens_seen.tolist() == [40]
+
+
+def test_outputs_stand_where_their_columns_stand():
+    """With padding in the middle and on the right too: hidden states, weights and logits keep the caller's columns."""
+    shape = layout("x.xx..xxxxx.x", "..xxx.xxxx...")
+    ids = random_ids(2, 13)
+    with torch.no_grad():
+        model = streaming(attn_implementation="eager")
+        outputs = model(ids, attention_mask=shape.long(), output_hidden_states=True, output_attentions=True)
+        for r in range(2):
+            row = naive_stream(tiny_llama(), ids[r, shape[r]], S, W)
+            assert_close(outputs.logits[r, shape[r]], row.logits)
+            states = torch.stack([state[r, shape[r]] for state in outputs.hidden_states])
+            assert_close(states, row.hidden_states, tolerance=2e-3)
+            for i, column in enumerate(shape[r].nonzero()[:, 0]):
+                weights = torch.stack([w[r, :, column] for w in outputs.attentions])
+                seen = weights[..., weights.amax(dim=(0, 1)) > 0]
+                assert_close(seen.sort().values, row.attentions[i].sort().values)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.int64, torch.float32], ids=str)
+def test_a_mask_of_any_number_type(ids, expected, kind):
+    mask = left_padded([70, 40]).to(kind)
+    batch = torch.stack([ids[:70], ids[:70]])
+    batch[1, 30:] = ids[:40]
+    with torch.no_grad():
+        logits = streaming()(batch, attention_mask=mask).logits
+    assert_close(logits[0], expected.logits[:70])
+    assert_close(logits[1, 30:], expected.logits[:40])
+
+
+def test_arguments_by_position(ids, expected):
+    with torch.no_grad():
+        model = streaming()
+        assert_close(model(ids[None], torch.ones(1, 90)).logits[0], expected.logits)
+        hidden = model.model(ids[None], torch.ones(1, 90)).last_hidden_state
+    assert_close(hidden[0], expected.hidden_states[-1], tolerance=2e-3)
+
+
+def test_a_single_token_without_a_cache(ids, expected):
+    with torch.no_grad():
+        outputs = streaming()(ids[None, :1], use_cache=False)
+    assert_close(outputs.logits[0], expected.logits[:1])
+
+
+def test_a_cache_from_inference_mode_goes_on_outside(ids, expected):
+    model = streaming()
+    with torch.inference_mode():
+        outputs = model(ids[None, :30])
+        outputs = model(ids[None, 30:31], cache=outputs.cache)
+    outputs = model(ids[None, 31:32], cache=outputs.cache)
+    outputs = model(ids[None, 32:60], cache=outputs.cache)
+    outputs.logits.sum().backward()
+    with torch.no_grad():
+        outputs = model(ids[None, 60:], cache=outputs.cache)
+    assert_close(outputs.logits[0], expected.logits[60:])
+
+
+def test_a_tuple_where_no_dict_is_wanted(ids, expected):
+    with torch.no_grad():
+        logits, cache = streaming()(ids[None], return_dict=False)[:2]
+    assert_close(logits[0], expected.logits)
+    assert cache.tokens_seen.tolist() == [90]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_both_implementations_give_the_same(ids, expected, implementation):
+    logits, _ = stream(streaming(attn_implementation=implementation), ids[None], cut(90, [1, 1, 1, 20, 40]))
+    assert_close(logits[0], expected.logits)
+
+
+@pytest.mark.parametrize("lengths", [[1], [90], [20, 1]], ids=str)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.35), (torch.float16, 0.05)], ids=str)
+def test_half_precision_is_near(ids, dtype, tolerance, lengths):
+    """Compared with float32 logits of the same rounded weights; the teeth stay longer than the tolerance."""
+    plain = tiny_llama().to(dtype).float()
+    reference = naive_logits(plain, ids, S, W)
+    model = inject_attention_sinks(tiny_llama().to(dtype), S, W)
+    logits, cache = stream(model, ids[None], cut(90, lengths))
+    assert logits.dtype == dtype and not logits.isnan().any()
+    assert (logits[0].float() - reference).abs().mean() < tolerance / 5
+    assert_close(logits[0], reference, tolerance)
+    assert largest_difference(naive_logits(plain, ids, S, W + 1), reference) > 2 * tolerance
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.1), (torch.float16, 0.01)], ids=str)
+def test_half_precision_of_a_short_text_is_plain_transformers(ids, dtype, tolerance):
+    """Closer than to float32: a model cast as a whole has rounded rotary frequencies, and these are the ones to use."""
+    plain = tiny_llama().to(dtype)
+    with torch.no_grad():
+        expected = plain(ids[None, :ROOM]).logits
+    for lengths in ([ROOM], [1]):
+        logits, _ = stream(inject_attention_sinks(tiny_llama().to(dtype), S, W), ids[None, :ROOM], cut(ROOM, lengths))
+        assert (logits - expected).float().abs().mean() < tolerance
+
+
+def test_half_precision_with_padding_has_no_nan():
+    model = inject_attention_sinks(tiny_llama().bfloat16(), S, W)
+    mask = left_padded([30, 1]).long()
+    with torch.no_grad():
+        outputs = model(random_ids(2, 30), attention_mask=mask)
+        assert not outputs.logits.isnan().any()
+        again = model(random_ids(2, 1), attention_mask=torch.tensor([[1], [0]]), cache=outputs.cache)
+    assert not again.logits.isnan().any()
+
+
+def test_scores_of_padding_are_finite(ids):
+    """Nobody reads them, but a NaN would spread through a mean or a loss."""
+    with torch.no_grad():
+        outputs = streaming()(random_ids(2, 40), attention_mask=left_padded([40, 0]).long())
+    assert outputs.logits.isfinite().all()
