@@ -8,9 +8,10 @@ to demo/endless_logs/<experiment>/<model>.txt.
 import argparse
 import time
 
+from attention_sinks.chat.interrupts import interrupts_held_back
 from attention_sinks.versions import CACHE
 from utils import (
-    StopOnInterrupt,
+    StopWhen,
     add_common_arguments,
     load_model_and_tokenizer,
     open_streamer,
@@ -36,17 +37,21 @@ def main():
     inputs = tokenizer(args.text, return_tensors="pt").to(model.device)
 
     streamer.write(f"\n{args.text}")
-    start = time.perf_counter()
-    with StopOnInterrupt() as interrupt:
-        output = model.generate(
-            **inputs,
-            min_new_tokens=args.min_new_tokens,
-            max_new_tokens=args.max_new_tokens,
-            streamer=streamer,
-            stopping_criteria=[interrupt],
-            return_dict_in_generate=True,
-            **sampling_settings(args),
-        )
+    start, output = time.perf_counter(), None
+    try:
+        with interrupts_held_back() as interrupted:
+            output = model.generate(
+                **inputs,
+                min_new_tokens=args.min_new_tokens,
+                max_new_tokens=args.max_new_tokens,
+                streamer=streamer,
+                stopping_criteria=[StopWhen(interrupted)],
+                return_dict_in_generate=True,
+                **sampling_settings(args),
+            )
+    except KeyboardInterrupt:
+        if output is None:  # pressed twice: `generate` was broken off in the middle of a token
+            raise
     seconds = time.perf_counter() - start
     tokens_written = output.sequences.shape[1] - inputs.input_ids.shape[1]
     write_summary(streamer, output[CACHE], tokens_written, seconds)

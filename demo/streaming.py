@@ -2,18 +2,28 @@
 
 By default prompts are read from a data set, one after the other, far beyond the size of the cache; with --interactive
 they are typed in the terminal (Ctrl-C stops an answer, Ctrl-D or `exit` leaves). Answers are greedy unless
---temperature is given. The text is also appended to demo/streaming_logs/<experiment>/<model>.txt.
+--temperature is given. The text is also appended to demo/streaming_logs/<experiment>/<model>.txt, and with --json_log
+the turns to a file of JSON lines, which benchmark/quality/fluency.py reads.
 """
 
 import argparse
 import time
 from itertools import islice
+from pathlib import Path
 
 from transformers import DynamicCache, GenerationConfig
 
 from attention_sinks import StreamingChat
 from prompts import DEFAULT_PROMPTS, read_prompts, typed_prompts
-from utils import add_common_arguments, load_model_and_tokenizer, open_streamer, sampling_settings, write_summary
+from utils import (
+    JsonLog,
+    add_common_arguments,
+    describe_run,
+    load_model_and_tokenizer,
+    open_streamer,
+    sampling_settings,
+    write_summary,
+)
 
 
 class PlainChat(StreamingChat):
@@ -33,7 +43,7 @@ def open_chat(args, model, tokenizer):
         raise SystemExit(f"{error} (demo/endless_generation.py needs no chat template.)") from error
 
 
-def stream_chat(chat, prompts, streamer, interactive):
+def stream_chat(chat, prompts, streamer, json_log, interactive):
     """Answer all `prompts` in one stream; an interrupt ends it, unless the user types the prompts.
 
     Returns
@@ -45,14 +55,16 @@ def stream_chat(chat, prompts, streamer, interactive):
     for prompt in prompts:
         streamer.write(f"\nUser: {prompt}\n", show=not interactive)
         streamer.write("\nAssistant: ")
-        before, start, stopped = chat.cache.get_seq_length(), time.perf_counter(), False
+        before, start, stopped, answer = chat.cache.get_seq_length(), time.perf_counter(), False, ""
         try:
-            for piece in chat.send(prompt):
-                streamer.write(piece)
+            for text in chat.send(prompt):
+                answer += text
+                streamer.write(text)
         except KeyboardInterrupt:
             stopped = True
         seconds += time.perf_counter() - start
         turns += 1
+        json_log.write({"prompt": prompt, "answer": answer} | ({"stopped": True} if stopped else {}))
         if chat.cache.get_seq_length() > before:  # the prompt has been read
             asked += len(chat.template.next_turn(prompt) if before else chat.template.first_turn(prompt))
         streamer.write(" [stopped]\n" if stopped else "\n")
@@ -72,6 +84,7 @@ def parse_args():
     add("--dataset_name", default=str(DEFAULT_PROMPTS), help=dataset_help)
     add("--num_turns", type=int, help="stop after so many prompts, default: all of them")
     add("--max_new_tokens", type=int, default=1000, help="per answer, default: %(default)s")
+    add("--json_log", type=Path, help="append every turn to this file as well, as a line of JSON")
     add("--interactive", action="store_true", help="type the prompts in the terminal")
     return parser.parse_args()
 
@@ -81,10 +94,11 @@ def main():
     model, tokenizer = load_model_and_tokenizer(args)
     streamer = open_streamer(args, tokenizer, folder="streaming_logs")
     prompts = typed_prompts() if args.interactive else read_prompts(args.dataset_name)
-    chat = open_chat(args, model, tokenizer)
-    summary = stream_chat(chat, islice(prompts, args.num_turns), streamer, args.interactive)
+    chat, json_log = open_chat(args, model, tokenizer), JsonLog(args.json_log)
+    json_log.write(describe_run(args))
+    summary = stream_chat(chat, islice(prompts, args.num_turns), streamer, json_log, args.interactive)
     if chat.cache.get_seq_length():
-        write_summary(streamer, chat.cache, **summary)
+        json_log.write(write_summary(streamer, chat.cache, **summary))
 
 
 if __name__ == "__main__":

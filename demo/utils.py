@@ -1,7 +1,7 @@
-"""What the demo scripts share: their options, loading the model, the log, stopping with Ctrl-C, the summary."""
+"""What the demo scripts share: their options, loading the model, the logs, stopping with Ctrl-C, the summary."""
 
+import json
 import os
-import signal
 from datetime import datetime
 from pathlib import Path
 
@@ -80,6 +80,18 @@ def describe(args):
     return f"{model_name(args)}: {sinks} sinks and the {recent} most recent tokens are kept ({args.experiment})"
 
 
+def describe_run(args):
+    """The same as the first line of a log in JSON; sizes are None where every token is kept."""
+    keeps_all = args.experiment == "transformers"
+    return {
+        "experiment": args.experiment,
+        "model": model_name(args),
+        "attention_sink_size": None if keeps_all else cache_settings(args)["attention_sink_size"],
+        "window_size": None if keeps_all else args.window_size,
+        "started": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+    }
+
+
 def sampling_settings(args):
     """Set the seed and return the arguments of `generate` that say how the next token is chosen."""
     set_seed(args.seed)
@@ -125,27 +137,38 @@ def open_streamer(args, tokenizer, folder):
     return streamer
 
 
-class StopOnInterrupt(StoppingCriteria):
-    """Lets Ctrl-C end `generate` after the token being made; a second Ctrl-C raises KeyboardInterrupt as usual.
+class JsonLog:
+    """Appends one JSON object per line to a file, in UTF-8; without a file it writes nothing.
+
+    Parameters
+    ----------
+    path : path or None
+        Created with its folders; a later run is appended to it.
+    """
+
+    def __init__(self, path):
+        self.file = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("a", encoding="utf-8")
+
+    def write(self, entry):
+        if self.file is not None:
+            self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self.file.flush()
+
+
+class StopWhen(StoppingCriteria):
+    """Ends `generate` after the token being made, once `asked()` is true.
 
     An exception in the middle of a model call would leave some layers of the cache one token ahead of the others.
     """
 
-    def __enter__(self):
-        self.pressed = False
-        self.previous_handler = signal.signal(signal.SIGINT, self.handle)
-        return self
-
-    def __exit__(self, *exception):
-        signal.signal(signal.SIGINT, self.previous_handler)
-
-    def handle(self, *signal_and_frame):
-        if self.pressed:
-            raise KeyboardInterrupt
-        self.pressed = True
+    def __init__(self, asked):
+        self.asked = asked
 
     def __call__(self, input_ids, scores, **kwargs):
-        return torch.full((input_ids.shape[0],), self.pressed, dtype=torch.bool, device=input_ids.device)
+        return torch.full((input_ids.shape[0],), self.asked(), dtype=torch.bool, device=input_ids.device)
 
 
 def cache_size(cache):
@@ -157,7 +180,7 @@ def cache_size(cache):
 
 
 def write_summary(streamer, cache, tokens_written, seconds, turns=None):
-    """Show what was streamed and what that cost."""
+    """Show what was streamed and what that cost; returns the figures."""
     streamed = cache.get_seq_length()
     cached, nbytes = cache_size(cache)
     rows = [("turns", f"{turns:,}")] if turns is not None else []
@@ -169,3 +192,5 @@ def write_summary(streamer, cache, tokens_written, seconds, turns=None):
         ("log", streamer.file.name),
     ]
     streamer.write("\n" + "".join(f"{name:<22}{value}\n" for name, value in rows))
+    figures = {"tokens_streamed": streamed, "tokens_cached": cached, "cache_bytes": nbytes}
+    return {"turns": turns, **figures, "tokens_written": tokens_written, "seconds": round(seconds, 1)}

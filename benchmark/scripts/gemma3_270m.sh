@@ -31,9 +31,9 @@ AutoModelForCausalLM.from_pretrained(
 PYTHON
 fi
 
-text=${DATASET:-$("$python" benchmark/novel.py --output benchmark/texts/emma.txt)}
+text=${DATASET:-$("$python" -m benchmark.data.novel --output benchmark/texts/emma.txt)}
 for experiment in attention_sinks windowed transformers; do
-  "$python" benchmark/perplexity.py --experiment $experiment --model_name_or_path "$model" --dataset_name "$text" \
-    --device cpu --dtype float32 --window_size 1024 --num_tokens "${TOKENS:-8192}" --chunk_size "${CHUNK_SIZE:-256}" \
-    --report_every 64 --output_dir "$output" --resume
+  "$python" -m benchmark.quality.perplexity --experiment $experiment --model_name_or_path "$model" \
+    --dataset_name "$text" --device cpu --dtype float32 --window_size 1024 --num_tokens "${TOKENS:-8192}" \
+    --chunk_size "${CHUNK_SIZE:-256}" --report_every 64 --output_dir "$output" --resume
 done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuilds what lies in benchmark/outputs_smollm2_135m/ from nothing but the package registries: SmolLM2-135M on a CPU
+# Rebuilds what lies in benchmark/results/smollm2_135m/ from nothing but the package registries: SmolLM2-135M on a CPU
 # reads a real novel, recalls numbers, answers the questions of MT-Bench, writes on and on; a tiny model takes a million
 # steps. Takes some 3 hours on 2 free cores. Any step can be broken off; the next run goes on with what is missing.
 #   PYTHON=python bash benchmark/scripts/smollm2.sh [perplexity] [novel] [recall] [attention] [chat] [endless] [million]
@@ -14,16 +14,16 @@ output=${OUTPUT:-benchmark/outputs/smollm2_135m}
 tokens=${TOKENS:-16384}
 
 [ -d "$model" ] || "$python" demo/fetch_model.py
-text=${DATASET:-$("$python" benchmark/novel.py --output benchmark/texts/emma.txt)}
+text=${DATASET:-$("$python" -m benchmark.data.novel --output benchmark/texts/emma.txt)}
 here=(--model_name_or_path "$model" --device cpu --dtype float32)
 
 score() { # name experiment window tokens report_every
-  "$python" benchmark/perplexity.py "${here[@]}" --dataset_name "$text" --name "$1" --experiment "$2" \
+  "$python" -m benchmark.quality.perplexity "${here[@]}" --dataset_name "$text" --name "$1" --experiment "$2" \
     --window_size "$3" --num_tokens "$4" --report_every "$5" --chunk_size 1024 --output_dir "$output" --resume
 }
 
 plot() { # name title log_perplexity_limit mark run...
-  "$python" benchmark/plot_perplexity.py --output_dir "$output" --output "$output/$1.png" --title "$2" \
+  "$python" -m benchmark.quality.plot_perplexity --output_dir "$output" --output "$output/$1.png" --title "$2" \
     --log_perplexity_limit "$3" --mark "$4" "8192=trained length" --features nll cache --average 1024 --runs "${@:5}"
 }
 
@@ -39,54 +39,55 @@ step_perplexity() {
 
 step_novel() {
   score attention_sinks_novel attention_sinks 1024 "${NOVEL_TOKENS:-221849}" 512
-  "$python" benchmark/plot_perplexity.py --output_dir "$output" --output "$output/novel.png" --average 8192 \
+  "$python" -m benchmark.quality.plot_perplexity --output_dir "$output" --output "$output/novel.png" --average 8192 \
     --runs attention_sinks_novel --features nll cache --title "SmolLM2-135M reading a whole novel, cache of 1024 tokens"
 }
 
 step_recall() {
   for experiment in attention_sinks windowed transformers; do
-    [ -e "$output/recall/$experiment.csv" ] || "$python" benchmark/recall.py "${here[@]}" --experiment "$experiment" \
-      --num_tokens "${RECALL_TOKENS:-12288}" --distances 20 40 60 80 100 --output_dir "$output/recall"
+    [ -e "$output/recall/$experiment.csv" ] || "$python" -m benchmark.quality.recall "${here[@]}" \
+      --experiment "$experiment" --num_tokens "${RECALL_TOKENS:-12288}" --distances 20 40 60 80 100 \
+      --output_dir "$output/recall"
   done
-  "$python" benchmark/plot_recall.py --output_dir "$output/recall" --window_size 1024 --output "$output/recall.png" \
-    --title "SmolLM2-135M: numbers recalled from a stream, cache of 1024 tokens"
+  "$python" -m benchmark.quality.plot_recall --output_dir "$output/recall" --window_size 1024 \
+    --output "$output/recall.png" --title "SmolLM2-135M: numbers recalled from a stream, cache of 1024 tokens"
 }
 
 step_attention() {
-  "$python" benchmark/attention_map.py "${here[@]}" --dataset_name "$text" --output "$output/attention_map.png" \
-    --title "SmolLM2-135M reading a novel"
+  "$python" -m benchmark.quality.attention_map "${here[@]}" --dataset_name "$text" \
+    --output "$output/attention_map.png" --title "SmolLM2-135M reading a novel"
 }
 
 step_chat() {
   local questions
-  questions=${QUESTIONS:-$("$python" benchmark/mt_bench.py --output benchmark/texts/mt_bench.jsonl)}
+  questions=${QUESTIONS:-$("$python" -m benchmark.data.mt_bench --output benchmark/texts/mt_bench.jsonl)}
   for experiment in attention_sinks windowed transformers; do
-    once "$output/streaming_logs/$experiment.txt" demo/streaming.py "${here[@]}" --experiment "$experiment" \
-      --dataset_name "$questions" --window_size 1024 --max_new_tokens "${TURN_TOKENS:-24}"
+    once --json_log "$output/streaming_logs/$experiment.jsonl" demo/streaming.py "${here[@]}" \
+      --experiment "$experiment" --dataset_name "$questions" --window_size 1024 --max_new_tokens "${TURN_TOKENS:-24}"
   done
-  "$python" benchmark/fluency.py "$output"/streaming_logs/*.txt --overwrite --output "$output/fluency.csv" \
+  "$python" -m benchmark.quality.fluency "$output"/streaming_logs/*.jsonl --overwrite --output "$output/fluency.csv" \
     --plot "$output/fluency.png" --title "SmolLM2-135M in a chat of 160 turns, cache of 1024 tokens"
 }
 
 step_endless() {
   for experiment in attention_sinks windowed transformers; do
-    once "$output/endless_logs/$experiment.txt" demo/endless_generation.py "${here[@]}" --experiment "$experiment" \
+    once --log_file "$output/endless_logs/$experiment.txt" demo/endless_generation.py "${here[@]}" --experiment "$experiment" \
       --window_size 512 --min_new_tokens "${ENDLESS_TOKENS:-10000}" --max_new_tokens "${ENDLESS_TOKENS:-10000}"
   done
 }
 
 step_million() { # the last row says that all steps have been taken
   local steps=${MILLION_STEPS:-1000000}
-  grep -qs "^$steps," "$output/million_steps.csv" || "$python" benchmark/million_steps.py --steps "$steps" \
+  grep -qs "^$steps," "$output/million_steps.csv" || "$python" -m benchmark.quality.million_steps --steps "$steps" \
     --overwrite --output "$output/million_steps.csv"
 }
 
-once() { # log script [arguments]: what is broken off leaves no log behind
-  local log=$1
+once() { # option log script [arguments]: what is broken off leaves no log behind
+  local option=$1 log=$2
   [ -e "$log" ] && return
   mkdir -p "$(dirname "$log")"
   rm -f "$log.partial"
-  "$python" "${@:2}" --log_file "$log.partial"
+  "$python" "${@:3}" "$option" "$log.partial"
   sed "s|$log.partial|$log|" "$log.partial" > "$log"
   rm "$log.partial"
 }

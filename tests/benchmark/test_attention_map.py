@@ -1,4 +1,4 @@
-"""benchmark/attention_map.py: the shares are those of the attention weights themselves."""
+"""benchmark/quality/attention_map.py: the shares are those of the attention weights themselves."""
 
 import pandas as pd
 import pytest
@@ -16,7 +16,7 @@ def attention_map(tmp_path):
     def run(**changes):
         named = {"model_name_or_path": tmp_path / "model", "dataset_name": tmp_path / "text.txt", "device": "cpu"}
         named |= {"num_tokens": 300, "output": tmp_path / "new" / "map.png", **changes}
-        return run_script("attention_map", *(str(x) for k, v in named.items() for x in (f"--{k}", v)))
+        return run_script("quality/attention_map", *(str(x) for k, v in named.items() for x in (f"--{k}", v)))
 
     return run
 

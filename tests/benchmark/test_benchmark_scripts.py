@@ -1,13 +1,16 @@
-"""benchmark/scripts: every architecture of the original with its settings, and what smollm2.sh calls."""
+"""benchmark/quality/compare.py: the settings of the original; benchmark/scripts: what smollm2.sh calls."""
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from support.benchmark_helpers import BENCHMARK
+from benchmark.quality import compare
+from support.benchmark_helpers import BENCHMARK, run_script
 
 SCRIPTS = BENCHMARK / "scripts"
 # name: tokens with sinks, plain Transformers and windowed, window; from the scripts of attention_sinks 0.4.0.
@@ -36,7 +39,40 @@ exit 0
 
 
 @pytest.fixture
-def calls(tmp_path, monkeypatch):
+def parse(monkeypatch):
+    """From the arguments of a call of Python: the script's name and what its own parser makes of the others."""
+
+    def parse(words):
+        if words[0] != "-m":  # one of the demos, whose arguments are left as they are
+            path, *arguments = words
+            return Path(path).stem, arguments
+        _, module, *arguments = words
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *arguments])
+            return module.rpartition(".")[2], importlib.import_module(module).parse_args()[1]
+
+    return parse
+
+
+@pytest.fixture
+def comparison(parse, monkeypatch):
+    """Run compare.py, whose scripts end at once with an exit code; returns its own code and its calls, parsed."""
+
+    def run(*arguments, exit_code=0):
+        calls = []
+
+        def start(command):
+            calls.append(parse(command[1:]))
+            return subprocess.CompletedProcess(command, exit_code)
+
+        monkeypatch.setattr(compare.subprocess, "run", start)
+        return run_script("quality/compare", *arguments).code, calls
+
+    return run
+
+
+@pytest.fixture
+def calls(tmp_path, parse):
     """Run a script with a stand-in for Python that makes the log it is asked for; returns the calls, parsed."""
     python = tmp_path / "python"
     python.write_text(STAND_IN)
@@ -49,21 +85,13 @@ def calls(tmp_path, monkeypatch):
         assert done.returncode == 0, done.stderr
         return [parse(line.split("\t")[:-1]) for line in (tmp_path / "calls").read_text().splitlines()]
 
-    def parse(words):
-        """The script's name and what its own parser makes of the arguments; the demos' are left as they are."""
-        path, *arguments = words
-        name = path.partition("/")[2].removesuffix(".py")
-        if path.startswith("demo/"):
-            return name, arguments
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        return name, importlib.import_module(name).parse_args()[1]
-
     return run
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
-def test_an_architecture_runs_with_the_settings_of_the_original(name, calls):
-    *runs, (plot, plot_args) = calls(f"{name}.sh")
+def test_an_architecture_runs_with_the_settings_of_the_original(name, comparison):
+    code, (*runs, (plot, plot_args)) = comparison(name)
+    assert code == 0
     assert [args.experiment for _, args in runs] == ["attention_sinks", "transformers", "windowed"]
     *tokens, window = ORIGINAL[name]
     assert [args.num_tokens for _, args in runs] == tokens
@@ -73,11 +101,17 @@ def test_an_architecture_runs_with_the_settings_of_the_original(name, calls):
     assert plot == "plot_perplexity" and plot_args.log_perplexity_limit == 4
 
 
-def test_a_comparison_passes_on_what_it_is_given(calls):
-    runs = calls("yi.sh", "--device", "cpu", MODEL="my/model", CHUNK_SIZE="512", DATASET="text.txt")[:3]
+def test_a_comparison_passes_on_what_it_is_given(comparison):
+    options = ("--model_name_or_path", "my/model", "--chunk_size", "512", "--dataset_name", "text.txt")
+    runs = comparison("yi", "--device", "cpu", *options)[1][:3]
     for _, args in runs:
         assert (args.model_name_or_path, args.chunk_size, args.dataset_name) == ("my/model", 512, "text.txt")
         assert args.device == "cpu"
+
+
+def test_a_comparison_ends_where_one_of_its_runs_fails(comparison):
+    code, runs = comparison("llama", exit_code=3)
+    assert code == 3 and len(runs) == 1
 
 
 def test_smollm2_makes_every_committed_result(calls, tmp_path):
@@ -89,7 +123,7 @@ def test_smollm2_makes_every_committed_result(calls, tmp_path):
     written = {f"{args.name}.csv" for name, args in made if name == "perplexity"}
     for option in ("output", "plot"):
         written |= {path.name for _, args in made if (path := getattr(args, option, None))}
-    committed = BENCHMARK / "outputs_smollm2_135m"
+    committed = BENCHMARK / "results" / "smollm2_135m"
     assert {path.name for path in committed.glob("*.[cp][sn][vg]")} - {"attention_map.csv"} <= written
     assert {path.name for path in (committed / "recall").iterdir()} <= {
         f"{a.experiment}.csv" for n, a in made if n == "recall"
@@ -115,3 +149,13 @@ def test_an_unknown_step_of_smollm2_is_refused():
     command = ["bash", SCRIPTS / "smollm2.sh", "recall", "nonsense"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "nonsense" in done.stderr
+
+
+def test_the_readme_names_every_script_and_nothing_else():
+    text = (BENCHMARK / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:bash |python )?(?:benchmark/)?((?:quality|speed|data|scripts)/\w+\.(?:py|sh))", text))
+    files = {path.relative_to(BENCHMARK).as_posix(): path for path in BENCHMARK.glob("*/*.*")}
+    assert named <= set(files)
+    for name, path in files.items():
+        started_by_hand = path.suffix == ".sh" or (path.suffix == ".py" and "__main__" in path.read_text("utf-8"))
+        assert name in named or not started_by_hand, name

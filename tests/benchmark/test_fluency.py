@@ -1,4 +1,4 @@
-"""benchmark/fluency.py: logs of the chat demo split into answers, answers judged by the two published rules."""
+"""benchmark/quality/fluency.py: logs of the chat demo split into answers, answers judged by the two published rules."""
 
 import json
 import subprocess
@@ -7,10 +7,9 @@ import sys
 import pandas as pd
 import pytest
 
+from benchmark.data import words
+from benchmark.quality.chat_log import read_chat_log
 from support.benchmark_helpers import BENCHMARK, random_text, refused, run_script, save_tiny_model
-
-import words  # isort: skip
-from chat_log import read_chat_log  # isort: skip
 
 pytest.importorskip("nltk")
 
@@ -18,12 +17,7 @@ CHATML = (
     "{% for m in messages %}{{ 'w3' if m['role'] == 'assistant' else 'w1' }} {{ m['content'] }} w2 {% endfor %}"
     "{% if add_generation_prompt %}w3 {% endif %}"
 )
-HEADERS = {
-    "attention_sinks": "# tiny: 4 sinks and the 1020 most recent tokens are kept (attention_sinks)\n",
-    "windowed": "# tiny: 0 sinks and the 1024 most recent tokens are kept (windowed)\n",
-    "transformers": "# tiny: every token is kept (plain Transformers)\n",
-}
-SUMMARY = "\nturns                 {}\ntokens streamed       1,234 (1.2 x what is in the cache)\nlog  x.txt\n"
+HEADER = '{"experiment": "windowed", "model": "tiny"}\n'
 GOOD = "The river runs quietly\n\nthrough the old town."
 BAD = "zxqv zxqv 0 0 0 the"
 
@@ -34,9 +28,10 @@ def give_chat_template(folder, template):
     return folder
 
 
-def log_text(experiment, answers, turns=None):
-    turns_text = "".join(f"\nUser: question {i}\n\nAssistant: {answer}\n" for i, answer in enumerate(answers))
-    return f"{HEADERS[experiment]}# 2026-01-01 10:00:00\n{turns_text}{SUMMARY.format(turns or len(answers))}"
+def log_text(experiment, answers):
+    turns = [{"prompt": f"question {i}", "answer": answer} for i, answer in enumerate(answers)]
+    entries = [{"experiment": experiment, "model": "tiny"}, *turns, {"turns": len(answers), "tokens_streamed": 1234}]
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 @pytest.fixture
@@ -51,10 +46,12 @@ def fluency(tmp_path, word_list):
     def run(answers_by_experiment, *options, **changes):
         paths = []
         for name, answers in answers_by_experiment.items():
-            paths.append(tmp_path / f"{name}.txt")
+            paths.append(tmp_path / f"{name}.jsonl")
             paths[-1].write_text(answers if isinstance(answers, str) else log_text(name, answers))
         named = {"words": word_list, "output": tmp_path / "fluency.csv", **changes}
-        return run_script("fluency", *paths, *options, *(str(x) for k, v in named.items() for x in (f"--{k}", v)))
+        return run_script(
+            "quality/fluency", *paths, *options, *(str(x) for k, v in named.items() for x in (f"--{k}", v))
+        )
 
     run.frame = lambda: pd.read_csv(tmp_path / "fluency.csv")
     return run
@@ -97,13 +94,13 @@ def test_an_answer_that_differs_in_its_number_alone_is_a_repetition(fluency):
 
 def test_paragraphs_and_the_summary_do_not_split_an_answer(fluency, tmp_path):
     fluency({"windowed": ["one\n\ntwo\n\nthree", "", "last"]})
-    assert read_chat_log(tmp_path / "windowed.txt").answers == ["one\n\ntwo\n\nthree", "", "last"]
+    assert read_chat_log(tmp_path / "windowed.jsonl").answers == ["one\n\ntwo\n\nthree", "", "last"]
 
 
 def test_an_interrupted_log_counts_what_is_there(fluency, tmp_path):
-    text = log_text("windowed", [GOOD, GOOD]).partition("\nturns")[0]
+    text = log_text("windowed", [GOOD, GOOD]).partition('{"turns"')[0] + '{"prompt": "qu'
     assert fluency({"windowed": text}).code == 0
-    log = read_chat_log(tmp_path / "windowed.txt")
+    log = read_chat_log(tmp_path / "windowed.jsonl")
     assert log.answers == [GOOD, GOOD] and log.turns is None
 
 
@@ -112,10 +109,10 @@ def test_the_last_run_in_a_log_counts_and_this_is_said(fluency):
     assert "2 runs" in done.errors and list(fluency.frame()["lost"]) == [0]
 
 
-def test_turns_that_a_model_made_up_are_reported(fluency):
-    made_up = "yes\n\nUser: and then?\n\nAssistant: no"
-    done = fluency({"windowed": [GOOD, made_up]})
-    assert done.code == 0 and "2 turns, but 3 answers" in done.errors
+def test_turns_that_a_model_made_up_are_part_of_its_answer(fluency, tmp_path):
+    made_up = "yes\n\nUser: and then?\n\nAssistant: no\u2028never"
+    assert fluency({"windowed": [GOOD, made_up]}).code == 0
+    assert read_chat_log(tmp_path / "windowed.jsonl").answers == [GOOD, made_up]
 
 
 def test_logs_of_the_demo_are_read(tmp_path):
@@ -123,9 +120,10 @@ def test_logs_of_the_demo_are_read(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": random_text(4, i)}) for i in range(5)))
     command = [sys.executable, BENCHMARK.parent / "demo" / "streaming.py", "--model_name_or_path", folder]
     command += ["--dataset_name", tmp_path / "prompts.jsonl", "--window_size", "16", "--max_new_tokens", "9"]
-    command += ["--device", "cpu", "--log_file", tmp_path / "log.txt", "--experiment", "windowed"]
+    command += ["--device", "cpu", "--json_log", tmp_path / "log.jsonl", "--experiment", "windowed"]
+    command += ["--log_file", tmp_path / "log.txt"]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    log = read_chat_log(tmp_path / "log.txt")
+    log = read_chat_log(tmp_path / "log.jsonl")
     assert (log.experiment, log.model, log.turns, log.runs) == ("windowed", "tiny", 5, 1)
     assert len(log.answers) == 5 and all(answer.startswith("w") for answer in log.answers)
 
@@ -175,15 +173,15 @@ def test_an_empty_list_is_refused(fluency, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, word", [("", "empty"), ("some other text\n", "not a log"), (HEADERS["windowed"], "no turn")]
+    "text, word", [("", "empty"), ("some other text\n", "not a log"), ("[1]\n", "not a log"), (HEADER, "no turn")]
 )
 def test_an_empty_or_foreign_log_is_refused(fluency, tmp_path, text, word):
-    refused(fluency({"windowed": text}), "windowed.txt", word)
+    refused(fluency({"windowed": text}), "windowed.jsonl", word)
     assert not (tmp_path / "fluency.csv").exists()
 
 
 def test_a_log_that_is_not_there_is_refused(tmp_path):
-    refused(run_script("fluency", tmp_path / "nothing.txt"), "nothing.txt")
+    refused(run_script("quality/fluency", tmp_path / "nothing.jsonl"), "nothing.jsonl")
 
 
 def test_two_logs_of_one_experiment_are_refused(fluency, tmp_path):

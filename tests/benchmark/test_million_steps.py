@@ -1,17 +1,16 @@
-"""benchmark/million_steps.py in miniature: it agrees with the reference at every check, and would notice if not."""
+"""benchmark/quality/million_steps.py in miniature: every check agrees with the reference, and would notice if not."""
 
 import pandas as pd
 import pytest
 
+from benchmark.quality import million_steps
 from support.benchmark_helpers import refused, run_script
-
-import million_steps  # isort: skip
 
 
 @pytest.fixture
 def steps(tmp_path):
     def run(*options):
-        return run_script("million_steps", "--output", tmp_path / "steps.csv", "--check_every", "100", *options)
+        return run_script("quality/million_steps", "--output", tmp_path / "steps.csv", "--check_every", "100", *options)
 
     run.csv = tmp_path / "steps.csv"
     return run

@@ -1,4 +1,4 @@
-"""benchmark/perplexity.py: faithful scores, files that are valid at every moment, runs that go on, clear refusals."""
+"""benchmark/quality/perplexity.py: faithful scores, files valid at every moment, runs that go on, clear refusals."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def perplexity(folder, text, tmp_path):
             "device": "cpu",
             **changes,
         }
-        return run_script("perplexity", *options, *(str(x) for k, v in named.items() for x in (f"--{k}", v)))
+        return run_script("quality/perplexity", *options, *(str(x) for k, v in named.items() for x in (f"--{k}", v)))
 
     run.csv = lambda name="attention_sinks": tmp_path / "out" / f"{name}.csv"
     run.nlls = lambda name="attention_sinks": pd.read_csv(run.csv(name))["nll"]
@@ -142,7 +142,9 @@ def test_a_torn_last_line_is_dropped(perplexity):
 def test_killed_at_any_moment_the_file_is_valid(folder, tmp_path):
     options = ["--model_name_or_path", folder, "--dataset_name", "python-docs", "--num_tokens", "50000"]
     options += ["--window_size", "16", "--device", "cpu", "--output_dir", tmp_path]
-    process = subprocess.Popen([sys.executable, BENCHMARK / "perplexity.py", *options], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, BENCHMARK / "quality" / "perplexity.py", *options], stderr=subprocess.DEVNULL
+    )
     try:
         csv, end = tmp_path / "attention_sinks.csv", time.monotonic() + 100
         while not (csv.exists() and csv.stat().st_size > 5_000):
@@ -156,7 +158,7 @@ def test_killed_at_any_moment_the_file_is_valid(folder, tmp_path):
 
 
 def test_an_interrupt_says_how_to_go_on(perplexity, monkeypatch):
-    import perplexity as script
+    from benchmark.quality import perplexity as script
 
     def interrupted(*arguments):
         yield from list(original(*arguments))[:2]

@@ -1,4 +1,4 @@
-"""benchmark/plot_perplexity.py: draws what perplexity.py and attention_sinks 0.4.0 wrote, and refuses the rest."""
+"""benchmark/quality/plot_perplexity.py draws what perplexity.py and version 0.4.0 wrote, and refuses the rest."""
 
 import math
 
@@ -6,9 +6,8 @@ import matplotlib
 import pandas as pd
 import pytest
 
+from benchmark.quality import plot_perplexity
 from support.benchmark_helpers import refused, run_script
-
-import plot_perplexity  # isort: skip  (benchmark_helpers puts its folder on the path)
 
 ORIGINAL_COLUMNS = ["input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency"]
 
@@ -35,7 +34,7 @@ def drawn(folder, monkeypatch, *options):
     figures = []
     original = plot_perplexity.draw
     monkeypatch.setattr(plot_perplexity, "draw", lambda *a: figures.append(original(*a)) or figures[-1])
-    done = run_script("plot_perplexity", "--output_dir", folder, "--output", folder / "figure.png", *options)
+    done = run_script("quality/plot_perplexity", "--output_dir", folder, "--output", folder / "figure.png", *options)
     assert done.code == 0, done.errors
     return figures[0]
 
@@ -43,7 +42,7 @@ def drawn(folder, monkeypatch, *options):
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_writes_a_picture_without_a_title(runs, suffix):
     output = runs / "new" / f"figure.{suffix}"
-    assert run_script("plot_perplexity", "--output_dir", runs, "--output", output).code == 0
+    assert run_script("quality/plot_perplexity", "--output_dir", runs, "--output", output).code == 0
     assert output.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
 
 
@@ -89,7 +88,7 @@ def test_files_of_the_original_are_drawn(runs, monkeypatch):
 
 
 def test_without_a_display_an_output_file_is_asked_for(runs):
-    refused(run_script("plot_perplexity", "--output_dir", runs), "--output")
+    refused(run_script("quality/plot_perplexity", "--output_dir", runs), "--output")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,9 @@ def test_without_a_display_an_output_file_is_asked_for(runs):
 )
 def test_a_foreign_csv_is_refused(runs, content, words):
     (runs / "foreign.csv").write_text(content)
-    refused(run_script("plot_perplexity", "--output_dir", runs, "--output", runs / "x.png"), "foreign.csv", *words)
+    refused(
+        run_script("quality/plot_perplexity", "--output_dir", runs, "--output", runs / "x.png"), "foreign.csv", *words
+    )
     assert not (runs / "x.png").exists()
 
 
@@ -112,13 +113,13 @@ def test_a_foreign_csv_is_refused(runs, content, words):
     ],
 )
 def test_what_cannot_be_drawn_is_refused(runs, options, words):
-    refused(run_script("plot_perplexity", "--output_dir", runs, "--output", runs / "x.png", *options), *words)
+    refused(run_script("quality/plot_perplexity", "--output_dir", runs, "--output", runs / "x.png", *options), *words)
 
 
 def test_a_file_without_cache_sizes_has_no_cache_panel(runs):
     for path in runs.glob("*.csv"):
         pd.read_csv(path)[ORIGINAL_COLUMNS].to_csv(path, index=False)
     refused(
-        run_script("plot_perplexity", "--output_dir", runs, "--output", runs / "x.png", "--features", "cache"),
+        run_script("quality/plot_perplexity", "--output_dir", runs, "--output", runs / "x.png", "--features", "cache"),
         "cache_bytes",
     )

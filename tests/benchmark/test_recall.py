@@ -1,4 +1,4 @@
-"""benchmark/recall.py and its plot: what a stream asks, how answers are judged, what each experiment can still find."""
+"""benchmark/quality/recall.py and its plot: what a stream asks, how answers are judged, what can still be found."""
 
 import json
 
@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmark.quality.streameval import Query, judge, line_stream, question_stream
 from support.benchmark_helpers import WORDS, random_text, refused, run_script, save_tiny_model
-
-from streameval import Query, judge, line_stream, question_stream  # isort: skip
 
 S, WINDOW = 4, 400
 
@@ -33,7 +32,7 @@ def recall(folder, tmp_path):
     def run(*options, **changes):
         named = {"model_name_or_path": folder, "num_tokens": 500, "window_size": 64, "output_dir": tmp_path / "out"}
         named |= {"device": "cpu", **changes}
-        return run_script("recall", *options, *(str(x) for k, v in named.items() for x in (f"--{k}", v)))
+        return run_script("quality/recall", *options, *(str(x) for k, v in named.items() for x in (f"--{k}", v)))
 
     run.frame = lambda name="attention_sinks": pd.read_csv(tmp_path / "out" / f"{name}.csv")
     return run
@@ -148,7 +147,7 @@ def test_runs_are_drawn(tmp_path):
         values = {"stream_tokens": range(100, 5_000, 100), "distance_lines": 20, "distance_tokens": 200}
         pd.DataFrame({**values, "correct": number % 2, "nll": 1.0}).to_csv(tmp_path / f"{name}.csv", index=False)
     output = tmp_path / "recall.png"
-    done = run_script("plot_recall", "--output_dir", tmp_path, "--window_size", 1024, "--output", output)
+    done = run_script("quality/plot_recall", "--output_dir", tmp_path, "--window_size", 1024, "--output", output)
     assert done.code == 0 and output.read_bytes().startswith(b"\x89PNG")
 
 
@@ -171,6 +170,6 @@ def test_an_existing_file_is_not_overwritten(recall):
 
 
 def test_a_foreign_csv_is_not_drawn(tmp_path):
-    refused(run_script("plot_recall", "--output_dir", tmp_path, "--output", tmp_path / "x.png"), "recall.py")
+    refused(run_script("quality/plot_recall", "--output_dir", tmp_path, "--output", tmp_path / "x.png"), "recall.py")
     (tmp_path / "windowed.csv").write_text("input_length,nll\n1,2\n")
-    refused(run_script("plot_recall", "--output_dir", tmp_path, "--output", tmp_path / "x.png"), "correct")
+    refused(run_script("quality/plot_recall", "--output_dir", tmp_path, "--output", tmp_path / "x.png"), "correct")

@@ -1,46 +1,39 @@
-"""benchmark/speed.py: one small run, its columns and what it compares."""
+"""benchmark/speed: small runs of its scripts, their columns and what they compare."""
 
 import csv
 
 import pytest
 import torch
 
+from benchmark.speed import frames
+from benchmark.speed.contenders import Dense, StaticCompiled, random_tokens
+from benchmark.speed.shapes import build_shape
 from support.benchmark_helpers import run_script
 
-from contenders import Dense, StaticCompiled, random_tokens  # isort: skip
-from shapes import build_shape  # isort: skip
+SMALL = ["--window_size", "24", "--threads", "1"]
 
 
 @pytest.fixture
-def run(tmp_path):
+def restored_threads():
+    """The scripts set PyTorch's number of threads; the tests go on with their own."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(tmp_path, restored_threads):
     """Run on the tiny shape; returns what was printed and the rows of the CSV."""
 
     def run(*arguments):
         path = tmp_path / "speed.csv"
-        small = [
-            "--shape",
-            "tiny",
-            "--device",
-            "cpu",
-            "--rounds",
-            "1",
-            "--steps",
-            "2",
-            "--call_rounds",
-            "1",
-            "--window_size",
-            "24",
-            "--threads",
-            "1",
-        ]
-        done = run_script("speed", *small, "--output", path, *arguments)
+        small = ["--shape", "tiny", "--device", "cpu", "--rounds", 1, "--steps", 2, "--call_rounds", 1, *SMALL]
+        done = run_script("speed/speed", *small, "--output", path, *arguments)
         assert done.code == 0, done.errors
         with open(path, newline="") as file:
             return done.output, list(csv.DictReader(file))
 
-    threads = torch.get_num_threads()
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 def test_steps_and_calls_beside_plain_transformers(run):
@@ -65,3 +58,41 @@ def test_the_cache_of_a_plain_contender_stays_at_its_length():
                 contender.prepare()
                 contender.step(random_tokens(model, 1, 2))
             assert int(contender.cache.get_seq_length()) == 17
+
+
+def test_steps_inside_generate(restored_threads):
+    done = run_script("speed/generate_speed", "--lengths", 40, 80, "--steps", 4, "--rounds", 1, "--rows", 2, *SMALL)
+    assert done.code == 0, done.errors
+    assert "after        40 tokens" in done.output and "a batch of 2" in done.output
+
+
+def test_overhead_is_a_ratio_to_plain_transformers(restored_threads, tmp_path):
+    options = ("--rounds", 1, "--steps", 3, "--threads", 1, "--layers", 2, "--output", tmp_path / "overhead.csv")
+    done = run_script("speed/overhead", *options)
+    assert done.code == 0 and "ratio" in done.output, done.errors
+    with open(tmp_path / "overhead.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    measured = [(row["measure"], row["contender"]) for row in rows]
+    assert measured == [(m, c) for m in ("forward", "generate") for c in ("attention_sinks", "transformers")]
+    assert all(float(row["low_ms"]) <= float(row["median_ms"]) <= float(row["high_ms"]) for row in rows)
+    assert all(float(row["ratio"]) > 0 for row in rows) and float(rows[1]["ratio"]) == 1
+    assert {(row["rounds"], row["steps"], row["layers"]) for row in rows} == {("1", "3", "2")}
+
+
+def test_frames_of_this_package_are_counted_the_same_in_every_run():
+    first, second = (frames.count_frames(layers=1) for _ in range(2))
+    assert first == second and len(first) == frames.TOKENS
+    for count in map(frames.counts, first):
+        assert list(count) == ["frames", "functions", "files", "changes of file"]
+        assert all(isinstance(value, int) and value > 0 for value in count.values())
+        assert count["frames"] >= count["functions"] >= count["files"]
+        assert count["frames"] > count["changes of file"]
+
+
+def test_a_typical_token_is_shown_function_by_function():
+    done = run_script("speed/frames", "--layers", 1, "--verbose")
+    assert done.code == 0, done.errors
+    head, _, functions = done.output.partition("frames of a typical token\n")
+    total = next(int(line.split()[1]) for line in head.splitlines() if line.startswith("frames "))
+    assert sum(int(line.split()[0]) for line in functions.splitlines()) == total
+    assert "cache/cache.py" in functions

@@ -1,6 +1,7 @@
 """The demos, run as a user runs them, on a tiny random model."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -39,10 +40,47 @@ def test_a_chat_runs_and_sums_up(folder, tmp_path, experiment):
     assert "User: w2 w3" in (tmp_path / "log.txt").read_text(encoding="utf-8")
 
 
+def test_a_chat_is_also_logged_in_json_lines(folder, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("w0 w1\nw2\n")
+    options = ("--model_name_or_path", folder, "--dataset_name", prompts, "--window_size", 16, "--device", "cpu")
+    options += ("--max_new_tokens", 6, "--log_file", tmp_path / "log.txt", "--json_log", tmp_path / "new" / "log.jsonl")
+    printed = run("streaming.py", *options)
+    run_line, *turns, summary = map(json.loads, (tmp_path / "new" / "log.jsonl").read_text("utf-8").splitlines())
+    assert (run_line["experiment"], run_line["model"]) == ("attention_sinks", "tiny")
+    assert (run_line["attention_sink_size"], run_line["window_size"]) == (4, 16)
+    assert [turn["prompt"] for turn in turns] == ["w0 w1", "w2"]
+    assert all(f"Assistant: {turn['answer']}\n" in printed for turn in turns)
+    assert summary["turns"] == 2 and summary["tokens_cached"] == 16 and summary["tokens_written"] > 0
+
+
 def test_endless_generation_runs(folder, tmp_path):
     options = ("--model_name_or_path", folder, "--text", "w1 w2", "--min_new_tokens", 60, "--max_new_tokens", 60)
     options += ("--window_size", 16, "--log_file", tmp_path / "log.txt", "--device", "cpu")
     assert "60" in run("endless_generation.py", *options)
+
+
+def test_endless_generation_ends_in_order_after_ctrl_c(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(DEMO)
+    import endless_generation
+    import utils
+
+    presses = iter([signal.SIGINT])
+
+    def press_once(streamer, text, stream_end=False):
+        for number in presses:
+            signal.raise_signal(number)
+
+    options = ("--model_name_or_path", folder, "--text", "w1 w2", "--min_new_tokens", 10**6, "--max_new_tokens", 10**6)
+    options += ("--window_size", 16, "--log_file", tmp_path / "log.txt", "--device", "cpu", "--temperature", 0)
+    monkeypatch.setattr(sys, "argv", ["endless_generation.py", *map(str, options)])
+    monkeypatch.setattr(utils.FileStreamer, "on_finalized_text", press_once)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        endless_generation.main()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert "tokens streamed" in capsys.readouterr().out
 
 
 def test_prompts_typed_in_the_terminal(folder, tmp_path):

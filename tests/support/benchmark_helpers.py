@@ -14,7 +14,6 @@ from support.helpers import VOCABULARY, random_ids, tiny_llama
 from support.paths import ROOT
 
 BENCHMARK = ROOT / "benchmark"
-sys.path.insert(0, str(BENCHMARK))
 
 WORDS = [f"w{i}" for i in range(VOCABULARY)]
 
@@ -30,9 +29,9 @@ class Run:
 
 def run_script(name, *arguments):
     """Run benchmark/<name>.py with these arguments, to its end or its SystemExit."""
-    main = importlib.import_module(name).main
+    main = importlib.import_module(f"benchmark.{name.replace('/', '.')}").main
     output, errors, code = io.StringIO(), io.StringIO(), 0
-    argv = [f"{name}.py", *map(str, arguments)]
+    argv = [f"benchmark/{name}.py", *map(str, arguments)]
     with mock.patch.object(sys, "argv", argv), redirect_stdout(output), redirect_stderr(errors):
         try:
             main()

@@ -1,0 +1,1 @@
+"""Time, memory and overhead of steps, long calls and `generate`, beside plain Transformers."""
