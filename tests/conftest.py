@@ -8,7 +8,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from support.helpers import MessageLog  # noqa: E402
+from support.helpers import MessageLog, streaming_llama  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from a second one, and lose much on a busy machine
 
@@ -18,6 +18,12 @@ settings.register_profile(
 )
 settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
+
+
+@pytest.fixture
+def model():
+    """A tiny Llama with S = 4 sinks and a window of W = 12, made afresh; a file may have a `model` of its own."""
+    return streaming_llama()
 
 
 @pytest.fixture

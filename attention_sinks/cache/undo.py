@@ -58,15 +58,11 @@ def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, plan: TokenPlan, 
     gone = positions >= reach.sink_size
     if plan.active is not None:
         gone = gone & plan.active[:, None]
-    slot = (
-        torch.full((1, 1), plan.slot, dtype=torch.long, device=keys.device)
-        if isinstance(plan.slot, int)
-        else plan.slot[:, None]
-    )
+    slot = plan.slot
+    slots = torch.tensor([slot], dtype=torch.long, device=keys.device) if isinstance(slot, int) else slot
     origin = plan.position - plan.model_position
-    return Evicted(
-        take(keys, slot[:, None]), take(values, slot[:, None]), positions.masked_fill(~gone, NOWHERE), origin
-    )
+    held = take(keys, slots[:, None]), take(values, slots[:, None])
+    return Evicted(*held, positions.masked_fill(~gone, NOWHERE), origin)
 
 
 def evicted_by_block(ring: tuple, layout: tuple, plan: BlockPlan, reach: Reach) -> Evicted | None:

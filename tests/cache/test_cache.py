@@ -11,14 +11,7 @@ import transformers
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits
 from support.contract import layout, left_padded, stream_rows
-from support.helpers import assert_close, cut, random_ids, storage_bytes, stream, tensors_of, tiny_llama
-
-S, W = 4, 12
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
+from support.helpers import S, W, assert_close, cut, random_ids, storage_bytes, stream, tensors_of, tiny_llama
 
 
 def test_is_a_transformers_cache(model):

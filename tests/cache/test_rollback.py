@@ -16,9 +16,12 @@ from references.naive import naive_logits
 from support.contract import layout, left_padded, stream_rows
 from support.helpers import (
     BAD,
+    S,
+    W,
     assert_close,
     assert_same_state,
     cut,
+    interrupted_in,
     random_ids,
     refused,
     state_of,
@@ -28,14 +31,8 @@ from support.helpers import (
     tiny_llama,
 )
 
-S, W = 4, 12
 ROOM = S + W + 1
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
 
 
 @memo
@@ -302,14 +299,8 @@ def test_a_call_that_breaks_off_takes_nothing_from_the_log(model, layer, length,
     ids = random_ids(90)
     _, cache = stream(model, ids[None], [40, 1, 49], recording(model) if records else None)
     could = returnable(cache)
-
-    def interrupt(module, args, output):
-        raise KeyboardInterrupt
-
-    hook = model.model.layers[layer].self_attn.o_proj.register_forward_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_in(model, layer):
         stream(model, random_ids(1, length, seed=6), cache=cache)
-    hook.remove()
     assert cache.tokens_seen.tolist() == [90]
     lost = length == 1 and not records
     assert returnable(cache) == could - lost

@@ -17,6 +17,8 @@ from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from attention_sinks.cache.storage import read_file, write_file
 from support.contract import layout, left_padded, stream_rows
 from support.helpers import (
+    S,
+    W,
     assert_same_state,
     random_ids,
     refused,
@@ -29,13 +31,7 @@ from support.helpers import (
 
 pytestmark = pytest.mark.newest
 
-S, W = 4, 12
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
 
 
 @pytest.fixture

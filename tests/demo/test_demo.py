@@ -10,16 +10,14 @@ from transformers import GenerationConfig
 
 from support.helpers import tiny_llama
 from support.paths import ROOT
-from support.toy_tokenizers import word_tokenizer
+from support.toy_tokenizers import save_chat_model, word_tokenizer
 
 DEMO = ROOT / "demo"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_llama().save_pretrained(tmp_path / "tiny")
-    word_tokenizer().save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
+    return save_chat_model(tmp_path / "tiny")
 
 
 def run(script, *arguments, typed=None, refused=False):

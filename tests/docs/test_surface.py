@@ -28,7 +28,7 @@ from attention_sinks.streaming.bound_cache import BoundCache, NothingKept
 from attention_sinks.versions import transformers_release
 from support.helpers import tiny_llama
 from support.paths import ROOT
-from support.zoo import ZOO
+from support.zoo import animal_of
 
 pytestmark = pytest.mark.newest
 
@@ -293,7 +293,7 @@ def test_which_attributes_are_patched():
     """Of models with an attention interface, without one, with blocks of their own, with towers, with states."""
     touched = defaultdict(set)
     for model_type in ("llama", "bloom", "recurrent_gemma", "gemma3", "qwen3_next"):
-        for name in _patched(next(animal for animal in ZOO if animal.model_type == model_type).build()):
+        for name in _patched(animal_of(model_type).build()):
             touched[name].add(model_type)
     _compare(PATCHED, dict(touched), listed=_names(PATCHED) | set(OVERRIDES))
 

@@ -6,15 +6,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from support.helpers import random_ids, stream, tiny_llama
+from support.helpers import S, W, noted_crops, random_ids, stream, tiny_llama
 
-S, W = 4, 12
 NEW = 70  # four windows, several rebases
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
 
 
 def draft_model(injected, noise=0.03, **config):
@@ -34,14 +28,7 @@ def greedy(model, prompt, **options):
 @pytest.fixture
 def crops(monkeypatch):
     """(cache, columns taken back) of every crop."""
-    seen, crop = [], AttentionSinkKVCache.crop
-
-    def spy(cache, tokens_to_remove):
-        seen.append((cache, -int(tokens_to_remove)))
-        return crop(cache, tokens_to_remove)
-
-    monkeypatch.setattr(AttentionSinkKVCache, "crop", spy)
-    return seen
+    return noted_crops(monkeypatch)
 
 
 @pytest.mark.parametrize("injected", [True, False], ids=["injected", "plain"])

@@ -12,13 +12,7 @@ from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from support.contract import left_padded
 from support.helpers import random_ids, refused, stream, tiny_llama
 
-S, W = 4, 12
 EOS = {"eos_token_id": 5, "pad_token_id": 0}
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
 
 
 def same_without_a_cache(model, prompt, **options):

@@ -8,16 +8,9 @@ from transformers.generation.streamers import BaseStreamer
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits
 from support.contract import left_padded
-from support.helpers import assert_close, assert_tokens_follow, random_ids, stream, tiny_llama
+from support.helpers import S, W, assert_close, assert_tokens_follow, random_ids, stream, tiny_llama
 
 pytestmark = pytest.mark.newest
-
-S, W = 4, 12
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
 
 
 def assert_greedy(sequence, prompt_length):

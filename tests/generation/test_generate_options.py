@@ -5,11 +5,9 @@ from threading import Thread
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
@@ -19,27 +17,26 @@ from transformers import (
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits, naive_stream
-from support.helpers import assert_same_state, assert_tokens_follow, random_ids, refused, state_of, stream, tiny_llama
+from support.helpers import (
+    S,
+    W,
+    assert_same_state,
+    assert_tokens_follow,
+    random_ids,
+    refused,
+    state_of,
+    stream,
+    tiny_llama,
+)
+from support.toy_tokenizers import number_tokenizer
 
 pytestmark = pytest.mark.newest
 
-S, W = 4, 12
 ROOM = S + W + 1
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
 
 
 def greedy(model, prompt, new=40, **options):
     return model.generate(prompt, max_new_tokens=new, do_sample=False, **options)
-
-
-def word_tokenizer():
-    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(64)}, unk_token="t0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", pad_token="t0")
 
 
 # ---- what a caller hooks in
@@ -77,7 +74,7 @@ def test_stopping_criteria_end_streams_row_by_row(model):
 
 
 def test_text_streamers(model):
-    tokenizer, prompt = word_tokenizer(), random_ids(1, 20)
+    tokenizer, prompt = number_tokenizer(), random_ids(1, 20)
     expected = tokenizer.decode(greedy(model, prompt)[0, 20:])
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
     thread = Thread(target=greedy, args=(model, prompt), kwargs={"streamer": streamer})
@@ -87,18 +84,18 @@ def test_text_streamers(model):
 
 
 def test_a_printing_streamer(model, capsys):
-    sequence = greedy(model, random_ids(1, 20), streamer=TextStreamer(word_tokenizer()))
-    assert capsys.readouterr().out.split() == word_tokenizer().decode(sequence[0]).split()
+    sequence = greedy(model, random_ids(1, 20), streamer=TextStreamer(number_tokenizer()))
+    assert capsys.readouterr().out.split() == number_tokenizer().decode(sequence[0]).split()
 
 
 def test_the_pipeline(model):
-    generate = pipeline("text-generation", model=model, tokenizer=word_tokenizer())
+    generate = pipeline("text-generation", model=model, tokenizer=number_tokenizer())
     texts = ["t5 t9 t33 t12 t7", "t1 t2"]
     for batch_size in (1, 2):
         made = generate(texts, max_new_tokens=30, do_sample=False, batch_size=batch_size)
         for text, (result,) in zip(texts, made, strict=True):
             ids = torch.tensor([[int(word[1:]) for word in text.split()]])
-            expected = word_tokenizer().decode(greedy(model, ids, new=30)[0])
+            expected = number_tokenizer().decode(greedy(model, ids, new=30)[0])
             assert result["generated_text"].replace(" ", "") == expected.replace(" ", "")
 
 

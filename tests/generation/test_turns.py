@@ -3,19 +3,13 @@
 import pytest
 import torch
 
-from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks import AttentionSinkKVCache
 from support.contract import left_padded
-from support.helpers import random_ids, tiny_llama
+from support.helpers import random_ids
 
-S, W = 4, 12
 PAD = 0
 ENDS = [9, 21, 33, 45, 57]  # any of these ends an answer
 TURNS = [[30, 7, 2], [2, 9, 25], [1, 1, 4]]  # new tokens of each row in each turn
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
 
 
 def prompts(counts, seed):

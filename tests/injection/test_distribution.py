@@ -15,7 +15,7 @@ from references.naive import naive_logits
 from support.helpers import TEETH, assert_close, largest_difference, random_ids, stream, tiny_llama
 from support.paths import ROOT, TESTS
 from support.tensor_parallel import CALLS, S, W, everything
-from support.toy_tokenizers import word_tokenizer
+from support.toy_tokenizers import save_chat_model, word_tokenizer
 
 ON_DISK = {
     "model.embed_tokens": "cpu",
@@ -39,9 +39,7 @@ def assert_same_results(actual, expected):
 
 @pytest.fixture(params=[2, 4], ids=["two_kv_heads", "four_kv_heads"])
 def folder(request, tmp_path):
-    tiny_llama(num_key_value_heads=request.param).save_pretrained(tmp_path / "model")
-    word_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_chat_model(tmp_path / "model", num_key_value_heads=request.param)
 
 
 def load(folder, **options):

@@ -17,7 +17,7 @@ from attention_sinks import (
 )
 from attention_sinks.versions import CACHE
 from references.naive import naive_logits
-from support.helpers import TEETH, assert_close, cut, largest_difference, random_ids, stream, tiny_llama
+from support.helpers import TEETH, assert_close, cut, largest_difference, plain_logits, random_ids, stream, tiny_llama
 
 pytestmark = pytest.mark.newest
 
@@ -29,11 +29,6 @@ def assert_streams(model, sinks=S, window=W, expected=None):
     logits, cache = stream(model, IDS[None], [20, 1, 1, 1, 27, 30])
     assert isinstance(cache, AttentionSinkKVCache)
     assert_close(logits[0], naive_logits(tiny_llama(), IDS, sinks, window) if expected is None else expected)
-
-
-def plain_logits(model):
-    with torch.no_grad():
-        return model(IDS[None]).logits
 
 
 def state_of_modules(model):
@@ -73,7 +68,7 @@ def test_injecting_twice_replaces_the_settings():
     assert inject_attention_sinks(model, S, W) is model
     assert_streams(model)
     remove_attention_sinks(model)
-    assert_close(plain_logits(model), plain_logits(tiny_llama()), 0)
+    assert_close(plain_logits(model, IDS[None]), plain_logits(tiny_llama(), IDS[None]), 0)
 
 
 @pytest.mark.parametrize("used", [False, True])
@@ -95,7 +90,9 @@ def test_removing_gives_back_exactly_what_was_there(implementation, times, used)
     assert model.config.to_dict() == config and model.config._attn_implementation == implementation
     for kind, attributes in class_before.items():
         assert dict(vars(kind)) == attributes
-    assert torch.equal(plain_logits(model), plain_logits(tiny_llama(attn_implementation=implementation)))
+    assert torch.equal(
+        plain_logits(model, IDS[None]), plain_logits(tiny_llama(attn_implementation=implementation), IDS[None])
+    )
     outputs = model(IDS[None, :5])
     assert not isinstance(outputs[CACHE], AttentionSinkKVCache)
 
@@ -111,11 +108,11 @@ def test_hooks_of_others_survive():
     model.model.register_forward_pre_hook(lambda module, args: seen.append("before"))
     inject_attention_sinks(model, S, W)
     model.model.register_forward_hook(lambda module, args, output: seen.append("after"))
-    plain_logits(model)
+    plain_logits(model, IDS[None])
     assert set(seen) == {"before", "after"}
     remove_attention_sinks(model)
     seen.clear()
-    plain_logits(model)
+    plain_logits(model, IDS[None])
     assert seen == ["before", "after"]
 
 
@@ -154,7 +151,7 @@ def test_the_bare_decoder_can_be_injected():
 def test_another_model_of_the_class_stays_plain():
     inject_attention_sinks(tiny_llama(), S, W)
     other = tiny_llama()
-    assert largest_difference(plain_logits(other)[0], naive_logits(other, IDS, S, W)) > TEETH
+    assert largest_difference(plain_logits(other, IDS[None])[0], naive_logits(other, IDS, S, W)) > TEETH
 
 
 # --- copies and checkpoints -------------------------------------------------------------------------------------------
@@ -177,7 +174,7 @@ def test_a_deep_copy_streams_on_its_own(used):
 def test_removing_from_the_copy_leaves_the_original():
     model = inject_attention_sinks(tiny_llama(), S, W)
     twin = remove_attention_sinks(copy.deepcopy(model))
-    assert torch.equal(plain_logits(twin), plain_logits(tiny_llama()))
+    assert torch.equal(plain_logits(twin, IDS[None]), plain_logits(tiny_llama(), IDS[None]))
     assert_streams(model)
 
 
@@ -192,7 +189,7 @@ def test_pickling_the_model():
     model = inject_attention_sinks(tiny_llama(), S, W)
     twin = pickle.loads(pickle.dumps(model))
     assert_streams(twin)
-    assert torch.equal(plain_logits(remove_attention_sinks(twin)), plain_logits(tiny_llama()))
+    assert torch.equal(plain_logits(remove_attention_sinks(twin), IDS[None]), plain_logits(tiny_llama(), IDS[None]))
 
 
 def test_torch_save_and_load_of_the_model(tmp_path):
@@ -211,7 +208,7 @@ def test_a_saved_model_is_a_plain_checkpoint(tmp_path):
         assert (tmp_path / "sinks" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
     assert "sink" not in (tmp_path / "sinks" / "config.json").read_text()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sinks")
-    assert torch.equal(plain_logits(loaded), plain_logits(tiny_llama()))
+    assert torch.equal(plain_logits(loaded, IDS[None]), plain_logits(tiny_llama(), IDS[None]))
 
 
 def test_weights_keep_their_names():
@@ -220,7 +217,7 @@ def test_weights_keep_their_names():
     assert dict(model.named_buffers()).keys() == dict(tiny_llama().named_buffers()).keys()
     other = tiny_llama(seed=5)
     other.load_state_dict(model.state_dict())
-    assert torch.equal(plain_logits(other), plain_logits(tiny_llama()))
+    assert torch.equal(plain_logits(other, IDS[None]), plain_logits(tiny_llama(), IDS[None]))
 
 
 # --- changes after injection ------------------------------------------------------------------------------------------
@@ -235,7 +232,7 @@ def test_set_attn_implementation_after_injection(first, then):
     assert_streams(model)
     remove_attention_sinks(model)
     assert model.config._attn_implementation == then
-    assert_close(plain_logits(model), plain_logits(tiny_llama()))
+    assert_close(plain_logits(model, IDS[None]), plain_logits(tiny_llama(), IDS[None]))
 
 
 def test_attentions_after_switching_to_eager():

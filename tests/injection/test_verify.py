@@ -26,15 +26,11 @@ from attention_sinks.architecture.setup import setup_of
 from attention_sinks.versions import CACHE
 from references.naive import naive_logits
 from support.conformance import queries_off_by_one
-from support.helpers import assert_close, random_ids, refused, stream, tiny_config, tiny_llama
+from support.helpers import assert_close, everything_of, random_ids, refused, stream, tiny_config, tiny_llama
 from support.pages import STREAMS, run_block
-from support.zoo import MODELS, ZOO
+from support.zoo import MODELS, animal_of
 
 pytestmark = pytest.mark.newest
-
-
-def everything_of(model):
-    return [dict(vars(module)) for module in model.modules()], model.config.to_dict()
 
 
 @pytest.fixture
@@ -246,7 +242,7 @@ def test_an_interrupt_leaves_the_model_as_it_was():
 
 def test_settings_that_the_model_does_not_allow():
     """A window that slides natively over fewer tokens than the check would use."""
-    animal = next(animal for animal in ZOO if animal.model_type == "mistral" and "sliding_attention" in animal.claims)
+    animal = animal_of("mistral", "sliding_attention")
     model = replace(animal, config={**animal.config, "sliding_window": 5}).build()
     assert verify_attention_sinks(model).agrees
 

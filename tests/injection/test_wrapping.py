@@ -22,6 +22,7 @@ from support.helpers import (
     stream,
     tiny_llama,
 )
+from support.toy_tokenizers import number_tokenizer
 
 S, W = 4, 12
 IDS = random_ids(70)
@@ -202,13 +203,8 @@ def test_training_an_adapter():
 
 def test_pipeline_keeps_streaming():
     """A pipeline around the injected model; the tokenizer is a toy whose words are the ids."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(64)}, unk_token="t0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", pad_token="t0")
     model = inject_attention_sinks(tiny_llama(), S, W)
-    generator = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    generator = transformers.pipeline("text-generation", model=model, tokenizer=number_tokenizer())
     text = " ".join(f"t{i}" for i in IDS[:20].tolist())
     answer = generator(text, max_new_tokens=30, do_sample=False, return_full_text=True)[0]["generated_text"]
     sequence = torch.tensor([int(number) for number in re.findall(r"t(\d+)", answer)])

@@ -21,6 +21,7 @@ from support.helpers import (
     assert_tokens_follow,
     cut,
     largest_difference,
+    plain_logits,
     random_ids,
     refused,
     stream,
@@ -60,11 +61,6 @@ def facts_of(**changes):
 
 def expected(model, ids, **changes):
     return logits_by_formula(model.state_dict(), ids, facts_of(**changes))
-
-
-def plain_logits(model, ids, **options):
-    with torch.no_grad():
-        return model(ids, **options).logits
 
 
 # ---- the formulae

@@ -1,7 +1,5 @@
 """What one architecture cannot do: refused with argument, value and cure, and everything is as it was before."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from transformers.models.gptj.modeling_gptj import GPTJAttention
@@ -11,21 +9,12 @@ from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, suppor
 from attention_sinks.architecture.setup import setup_of
 from attention_sinks.versions import is_handed_position_embeddings
 from references.replay import replay_logits
-from support.helpers import assert_close, assert_same_state, cut, random_ids, refused, state_of, stream
-from support.zoo import ZOO
+from support.helpers import assert_close, assert_same_state, cut, everything_of, random_ids, refused, state_of, stream
+from support.zoo import animal_of
 
 S, W = 4, 12
 SINKS = {"attention_sink_size": S, "attention_sink_window_size": W}
 IDS = random_ids(60)
-
-
-def animal_of(model_type, *claims, **changes):
-    animal = next(a for a in ZOO if a.model_type == model_type and set(claims) <= a.claims)
-    return replace(animal, config={**animal.config, **changes})
-
-
-def everything_of(model):
-    return [dict(vars(module)) for module in model.modules()], model.config.to_dict()
 
 
 def refused_by_injection(kind, model, *words, **settings):

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from attention_sinks import inject_attention_sinks
 from attention_sinks.streaming import forward
 from support.helpers import assert_close, cut, largest_difference, random_ids, stream
-from support.zoo import ZOO, tiny_config
+from support.zoo import ZOO, config_of_type
 
 S, W = 4, 12
 IDS = random_ids(1, 60)
@@ -81,7 +81,7 @@ def test_assisted_generation_is_greedy_generation(animal, length, monkeypatch):
 def assistant_of(animal):
     model_type, layers = animal.text or animal.model_type, animal.config["num_hidden_layers"]
     own = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": layers}
-    text = tiny_config(model_type, {**animal.config, **own})
+    text = config_of_type(model_type, {**animal.config, **own})
     config = AutoConfig.for_model(ASSISTANTS[model_type], text_config=text, backbone_hidden_size=64)
     try:
         assistant = AutoModelForCausalLM.from_config(config).float().eval()

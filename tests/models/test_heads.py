@@ -8,7 +8,7 @@ from torch import nn
 import attention_sinks
 from references.replay import replay_logits
 from support.helpers import assert_close, random_ids, stream
-from support.zoo import ZOO
+from support.zoo import animal_of
 
 S, W = 4, 12
 SINKS = {"attention_sink_size": S, "attention_sink_window_size": W}
@@ -28,10 +28,6 @@ WITHOUT = {("gptj", "ForTokenClassification"), ("stablelm", "ForQuestionAnswerin
 
 AUTOMATIC = [(t, h) for t in [*FAMILIES, "qwen2", "stablelm"] for h in HEADS if (t, h) not in WITHOUT]
 EXPORTED = [(t, h) for t, h in AUTOMATIC if t in FAMILIES]
-
-
-def animal_of(model_type):
-    return next(animal for animal in ZOO if animal.model_type == model_type)
 
 
 def config_of(model_type):

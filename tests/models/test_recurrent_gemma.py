@@ -12,7 +12,7 @@ from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove
 from attention_sinks.models.registry import architecture_of
 from references.replay import replay_logits
 from support.helpers import assert_close, assert_same_state, cut, random_ids, refused, state_of, stream
-from support.zoo import ZOO, tiny_config
+from support.zoo import ZOO, config_of_type
 
 if not (FOUND := [animal for animal in ZOO if animal.model_type == "recurrent_gemma"]):
     pytest.skip("this Transformers has no RecurrentGemma that streams", allow_module_level=True)
@@ -115,5 +115,5 @@ def test_a_copy_is_a_model_of_its_own(model, copied, right):
 
 
 def test_without_any_attention():
-    config = tiny_config("recurrent_gemma", {**ANIMAL.config, "num_hidden_layers": 1})
+    config = config_of_type("recurrent_gemma", {**ANIMAL.config, "num_hidden_layers": 1})
     refused(NotImplementedError, lambda: architecture_of(config), "num_hidden_layers=1", "no attention")

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from attention_sinks import AttentionSinkKVCache, AutoModelForCausalLM, inject_attention_sinks
-from support.helpers import stream
+from support.helpers import noted_crops, stream
 from support.real_model import FOLDER, NEEDS_THE_MODEL
 
 pytestmark = NEEDS_THE_MODEL
@@ -63,16 +63,11 @@ def test_an_assistant_is_greedy(model, prompt, greedy):
     draft = AutoModelForCausalLM.from_pretrained(
         FOLDER, dtype=torch.float32, attention_sink_size=2, attention_sink_window_size=12
     )
-    crops, crop = [], AttentionSinkKVCache.crop
-
-    def spy(cache, tokens_to_remove):
-        crops.append(-int(tokens_to_remove))
-        return crop(cache, tokens_to_remove)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AttentionSinkKVCache, "crop", spy)
+        crops = noted_crops(patch)
         assert torch.equal(generate(model, prompt, assistant_model=draft), greedy)
-    assert 0 in crops and max(crops) > 1
+    taken = [columns for _, columns in crops]
+    assert 0 in taken and max(taken) > 1
 
 
 def test_beams_are_those_without_a_cache(model, prompt, greedy):

@@ -8,9 +8,12 @@ from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits
 from support.helpers import (
     BAD,
+    S,
+    W,
     assert_close,
     assert_same_state,
     assert_tokens_follow,
+    interrupted_in,
     random_ids,
     randomise,
     refused,
@@ -19,14 +22,6 @@ from support.helpers import (
     tiny_config,
     tiny_llama,
 )
-
-S, W = 4, 12
-
-
-@pytest.fixture
-def model():
-    return inject_attention_sinks(tiny_llama(), S, W)
-
 
 # --- caches -----------------------------------------------------------------------------------------------------------
 
@@ -206,17 +201,9 @@ def test_an_error_inside_the_model_leaves_the_cache_alone(filled):
 def test_an_error_in_the_middle_of_the_layers_leaves_the_stream_alone(filled, layer, length):
     """An interruption half-way: the next call continues as if the failed one had never been."""
     model, cache, ids = filled
-    rest, columns = random_ids(2, 40, seed=4), []
-
-    def interrupt(module, args, output):
-        columns.append(output.shape[1])
-        if sum(columns) > length // 2:  # a long call is cut into pieces: let the first ones pass
-            raise KeyboardInterrupt
-
-    hook = model.model.layers[layer].self_attn.o_proj.register_forward_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    rest = random_ids(2, 40, seed=4)
+    with interrupted_in(model, layer, after=length // 2):  # a long call is cut into chunks: the first ones pass
         stream(model, random_ids(2, length, seed=6), cache=cache)
-    hook.remove()
     assert cache.get_seq_length() == 40 and cache.tokens_seen.tolist() == [40, 40]
     logits, _ = stream(model, rest, [1, 39], cache)
     for r in range(2):

@@ -17,26 +17,24 @@ from attention_sinks.streaming.bound_cache import BoundCache
 from attention_sinks.versions import CACHE, CACHE_NAMES, peft_reads, with_cache_named
 from support.helpers import (
     BAD,
+    S,
+    W,
     assert_close,
     assert_same_state,
     random_ids,
     refused,
     state_of,
     stream,
+    streaming_llama,
     tiny_llama,
 )
 from support.zoo import MODELS
 
 pytestmark = pytest.mark.newest
 
-S, W = 4, 12
 IDS = random_ids(1, 30)
 NAMES = pytest.mark.parametrize("name", CACHE_NAMES)
 GREEDY = {"max_new_tokens": 25, "do_sample": False}
-
-
-def streaming(**config):
-    return inject_attention_sinks(tiny_llama(**config), S, W)
 
 
 def assert_answers_to_both(output, cache):
@@ -81,7 +79,7 @@ def test_the_base_model_and_other_heads(name, model_class):
 
 @NAMES
 def test_none_is_not_given(name):
-    model, other = streaming(), next(known for known in CACHE_NAMES if known != name)
+    model, other = streaming_llama(), next(known for known in CACHE_NAMES if known != name)
     cache = AttentionSinkKVCache(model)
     model(IDS, **{name: cache, other: None})
     model(IDS, **{name: None})
@@ -92,7 +90,7 @@ def test_none_is_not_given(name):
 @NAMES
 def test_positional(name):
     """Where a signature has the cache, it may stand without a name."""
-    model = streaming()
+    model = streaming_llama()
     cache = AttentionSinkKVCache(model)
     model(IDS, None, None, cache)
     assert cache.tokens_seen.tolist() == [30]
@@ -103,7 +101,7 @@ def test_positional(name):
 
 @NAMES
 def test_compiled_steps(name):
-    model = streaming()
+    model = streaming_llama()
     expected, _ = stream(model, IDS)
     _, cache = stream(model, IDS[:, :20])
     forward = torch.compile(model.forward, backend="eager", fullgraph=True)
@@ -115,7 +113,7 @@ def test_compiled_steps(name):
 
 
 def test_outputs_can_be_copied_and_pickled():
-    model = streaming()
+    model = streaming_llama()
     with torch.no_grad():
         output = model(IDS, use_cache=False)
     for again in (copy.deepcopy(output), pickle.loads(pickle.dumps(output))):
@@ -141,7 +139,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_generate_by_either_name(mode):
-    options, model, found = {**GREEDY, **MODES[mode], "return_dict_in_generate": True}, streaming(), []
+    options, model, found = {**GREEDY, **MODES[mode], "return_dict_in_generate": True}, streaming_llama(), []
     if "assistant_model" in options:
         options["assistant_model"] = inject_attention_sinks(tiny_llama(seed=1), S, W)
     for name in CACHE_NAMES:
@@ -156,7 +154,7 @@ def test_generate_by_either_name(mode):
 
 
 def test_a_cache_that_generate_makes_is_handed_back_by_either_name():
-    output = streaming().generate(IDS, return_dict_in_generate=True, **GREEDY)
+    output = streaming_llama().generate(IDS, return_dict_in_generate=True, **GREEDY)
     assert isinstance(output.cache, AttentionSinkKVCache)
     assert_answers_to_both(output, output.cache)
 
@@ -164,7 +162,7 @@ def test_a_cache_that_generate_makes_is_handed_back_by_either_name():
 @NAMES
 def test_a_loop_of_ones_own_over_the_methods_of_generate(name):
     """As decoding loops outside of Transformers are written, which keep the cache among `model_kwargs`."""
-    model = streaming()
+    model = streaming_llama()
     expected = model.generate(IDS, **GREEDY)
     ids, model_kwargs = IDS, {name: AttentionSinkKVCache(model), "use_cache": True}
     with torch.no_grad():
@@ -182,7 +180,7 @@ def test_a_loop_of_ones_own_over_the_methods_of_generate(name):
 
 @NAMES
 def test_an_adapter_around_the_model(name):
-    adapted = get_peft_model(streaming(), LoraConfig(target_modules=["q_proj"])).eval()
+    adapted = get_peft_model(streaming_llama(), LoraConfig(target_modules=["q_proj"])).eval()
     cache = AttentionSinkKVCache(adapted)
     with torch.no_grad():
         assert_answers_to_both(adapted(input_ids=IDS, **{name: cache}), cache)
@@ -194,7 +192,7 @@ def test_an_adapter_around_the_model(name):
 def test_prompt_tuning_puts_its_prompt_once(name):
     """PEFT 0.21 looks for the cache under the old name, and would put its prompt before every token."""
     torch.manual_seed(0)
-    model = streaming()
+    model = streaming_llama()
     tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
     cache = AttentionSinkKVCache(model)
     tuned.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **{name: cache}, **GREEDY)
@@ -214,7 +212,7 @@ def test_prompt_tuning_is_handed_the_cache_by_the_name_it_reads(name):
     }
     Peft.prepare_inputs_for_generation = knows[name]
     expected = peft_reads(Peft.prepare_inputs_for_generation)
-    model = streaming()
+    model = streaming_llama()
     cache = AttentionSinkKVCache(model)
     model.__dict__["prepare_inputs_for_generation"] = Peft().prepare_inputs_for_generation
     inputs = prepare_inputs(model, IDS, attention_mask=torch.ones_like(IDS), **{CACHE: cache})
@@ -226,7 +224,7 @@ def test_prompt_tuning_is_handed_the_cache_by_the_name_it_reads(name):
 
 
 def test_both_names_are_refused():
-    model = streaming()
+    model = streaming_llama()
     _, cache = stream(model, IDS)
     before, both = state_of(cache), {"cache": cache, "past_key_values": AttentionSinkKVCache(model)}
     words = ["cache=AttentionSinkKVCache", "past_key_values=AttentionSinkKVCache", "pass cache alone"]
@@ -245,15 +243,15 @@ def test_both_names_are_refused():
     "foreign", [((torch.zeros(1), torch.zeros(1)),), {}, "cache"], ids=lambda it: type(it).__name__
 )
 def test_what_is_no_cache_is_refused_by_either_name(name, foreign):
-    model = streaming()
+    model = streaming_llama()
     refused(BAD, lambda: model(IDS, **{name: foreign}), "cache is a", type(foreign).__name__)
     refused(BAD, lambda: model.generate(IDS, **{name: foreign}, **GREEDY), "cache", type(foreign).__name__)
-    assert_close(stream(model, IDS)[0], stream(streaming(), IDS)[0], 0.0)
+    assert_close(stream(model, IDS)[0], stream(streaming_llama(), IDS)[0], 0.0)
 
 
 def test_nothing_of_ours_is_deprecated(messages):
     """Neither name makes Transformers warn: ours are calls with the name that the release knows."""
-    model = streaming()
+    model = streaming_llama()
     for name in CACHE_NAMES:
         _, cache = stream(model, IDS)
         output = model.generate(IDS[:, :1], **{name: cache}, return_dict_in_generate=True, **GREEDY)
@@ -264,7 +262,7 @@ def test_nothing_of_ours_is_deprecated(messages):
 
 
 def test_removal_takes_the_second_name_away_with_everything_else():
-    model, plain = streaming(), tiny_llama()
+    model, plain = streaming_llama(), tiny_llama()
     remove_attention_sinks(model)
     assert type(model(IDS)) is type(plain(IDS))
     assert "generate" not in model.__dict__ and "forward" not in model.__dict__
@@ -280,7 +278,7 @@ def test_arguments_are_named_as_the_release_names_them():
 
 def test_the_host_may_hand_more_than_today():
     """Releases add arguments to what they call of a cache and of a layer, as 5.24 did to `update`."""
-    model = streaming()
+    model = streaming_llama()
     _, cache = stream(model, IDS)
     more = {"added_by_a_later_release": 1}
     for asked in (cache, BoundCache(None, None, (), "sdpa"), BoundCache(cache, None, (), "sdpa"), cache.layers[0]):

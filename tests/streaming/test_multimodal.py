@@ -18,7 +18,7 @@ from support.helpers import (
     state_of,
     stream,
 )
-from support.zoo import ZOO, tiny_config
+from support.zoo import animal_of, config_of_type
 
 CLASSES = {
     "qwen3_5": "Qwen3_5ForConditionalGeneration",
@@ -32,8 +32,8 @@ IDS = random_ids(60)
 @pytest.fixture(params=sorted(set(CLASSES) & set(supported_model_types())))
 def pair(request):
     """A model with a tower for images, sinks injected, and the plain language model inside."""
-    animal = next(animal for animal in ZOO if animal.model_type == request.param)
-    text = tiny_config(animal.text, {**animal.config, "eos_token_id": 1})
+    animal = animal_of(request.param)
+    text = config_of_type(animal.text, {**animal.config, "eos_token_id": 1})
     config = AutoConfig.for_model(animal.model_type, text_config=text.to_dict(), vision_config=VISION)
     plain, model = animal.build(), getattr(transformers, CLASSES[animal.model_type])(config).float().eval()
     model.model.language_model.load_state_dict(plain.model.state_dict())
@@ -82,7 +82,7 @@ def test_images_are_refused(pair):
 @pytest.mark.parametrize("media", ["image_pixel_values", "audio_input_features"])
 def test_images_and_sound_are_refused_where_the_decoder_itself_takes_them(media):
     """Phi-4's decoder has no model around it that could refuse them."""
-    model = inject_attention_sinks(next(a for a in ZOO if a.model_type == "phi4_multimodal").build(), 4, 12)
+    model = inject_attention_sinks(animal_of("phi4_multimodal").build(), 4, 12)
     _, cache = stream(model, IDS[None, :30])
     before = state_of(cache)
     call = {"cache": cache, media: torch.zeros(1, 2, 3, 28, 28)}

@@ -7,14 +7,9 @@ import torch.nn.functional as F
 from attention_sinks import inject_attention_sinks
 from references.naive import naive_logits, naive_stream
 from support.contract import layout, left_padded
-from support.helpers import assert_close, cut, largest_difference, random_ids, stream, tiny_llama
+from support.helpers import S, W, assert_close, cut, largest_difference, random_ids, stream, streaming_llama, tiny_llama
 
-S, W = 4, 12
 ROOM = S + W + 1
-
-
-def streaming(**config):
-    return inject_attention_sinks(tiny_llama(**config), S, W)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +27,7 @@ def expected(ids):
 @pytest.mark.parametrize("keep", [1, 5, 60, torch.tensor([0, 17, 89])], ids=str)
 def test_logits_to_keep(ids, expected, keep, use_cache):
     with torch.no_grad():
-        logits = streaming()(ids[None], logits_to_keep=keep, use_cache=use_cache).logits
+        logits = streaming_llama()(ids[None], logits_to_keep=keep, use_cache=use_cache).logits
     assert_close(logits[0], expected.logits[keep if isinstance(keep, torch.Tensor) else slice(-keep, None)])
 
 
@@ -40,13 +35,13 @@ def test_logits_to_keep(ids, expected, keep, use_cache):
 @pytest.mark.parametrize("length", [10, ROOM, 90])
 def test_hidden_states_of_a_call(ids, expected, length, use_cache):
     with torch.no_grad():
-        states = streaming()(ids[None, :length], output_hidden_states=True, use_cache=use_cache).hidden_states
+        states = streaming_llama()(ids[None, :length], output_hidden_states=True, use_cache=use_cache).hidden_states
     assert len(states) == 3 and all(state.shape == (1, length, 64) for state in states)
     assert_close(torch.cat(states), expected.hidden_states[:, :length], tolerance=2e-3)  # of magnitude 10
 
 
 def test_hidden_states_token_by_token(ids, expected):
-    model, cache, states = streaming(), None, []
+    model, cache, states = streaming_llama(), None, []
     for token in ids:
         with torch.no_grad():
             outputs = model(token[None, None], cache=cache, output_hidden_states=True)
@@ -56,7 +51,7 @@ def test_hidden_states_token_by_token(ids, expected):
 
 
 def test_the_base_model_streams_too(ids, expected):
-    model = streaming()
+    model = streaming_llama()
     hidden, cache = [], None
     for length in cut(90, [1, 20]):
         with torch.no_grad():
@@ -68,7 +63,7 @@ def test_the_base_model_streams_too(ids, expected):
 
 
 def test_attentions_of_single_tokens_are_in_cache_order(ids, expected):
-    model, cache = streaming(attn_implementation="eager"), None
+    model, cache = streaming_llama(attn_implementation="eager"), None
     for t, token in enumerate(ids):
         with torch.no_grad():
             outputs = model(token[None, None], cache=cache, output_attentions=True)
@@ -81,14 +76,14 @@ def test_attentions_of_single_tokens_are_in_cache_order(ids, expected):
 def test_attentions_of_a_first_call_are_plain_transformers(ids):
     with torch.no_grad():
         plain = tiny_llama(attn_implementation="eager")(ids[None, :ROOM], output_attentions=True)
-        outputs = streaming(attn_implementation="eager")(ids[None, :ROOM], output_attentions=True)
+        outputs = streaming_llama(attn_implementation="eager")(ids[None, :ROOM], output_attentions=True)
     assert_close(torch.stack(outputs.attentions), torch.stack(plain.attentions))
     assert_close(outputs.logits, plain.logits)
 
 
 def test_attentions_of_a_later_call(ids, expected):
     """Several new tokens behind a full cache: the row sums are 1 and the last token's weights are the reference's."""
-    model = streaming(attn_implementation="eager")
+    model = streaming_llama(attn_implementation="eager")
     _, cache = stream(model, ids[None, :50])
     with torch.no_grad():
         outputs = model(ids[None, 50:60], cache=cache, output_attentions=True)
@@ -102,7 +97,7 @@ def test_attentions_of_a_later_call(ids, expected):
 
 
 def test_inputs_embeds(ids, expected):
-    model, cache, logits = streaming(), None, []
+    model, cache, logits = streaming_llama(), None, []
     for length, start in ((40, 0), (1, 40), (49, 41)):
         embeds = model.get_input_embeddings()(ids[None, start : start + length])
         with torch.no_grad():
@@ -114,7 +109,7 @@ def test_inputs_embeds(ids, expected):
 
 @pytest.mark.parametrize("calls", [[40], [16, 24], [1] * 40], ids=["one", "two", "single"])
 def test_loss_of_labels_with_a_cache(ids, expected, calls):
-    model, cache, start = streaming(), None, 0
+    model, cache, start = streaming_llama(), None, 0
     for length in calls:
         if length > 1:
             part = slice(start, start + length)
@@ -132,7 +127,7 @@ def test_outputs_stand_where_their_columns_stand():
     shape = layout("x.xx..xxxxx.x", "..xxx.xxxx...")
     ids = random_ids(2, 13)
     with torch.no_grad():
-        model = streaming(attn_implementation="eager")
+        model = streaming_llama(attn_implementation="eager")
         outputs = model(ids, attention_mask=shape.long(), output_hidden_states=True, output_attentions=True)
         for r in range(2):
             row = naive_stream(tiny_llama(), ids[r, shape[r]], S, W)
@@ -151,14 +146,14 @@ def test_a_mask_of_any_number_type(ids, expected, kind):
     batch = torch.stack([ids[:70], ids[:70]])
     batch[1, 30:] = ids[:40]
     with torch.no_grad():
-        logits = streaming()(batch, attention_mask=mask).logits
+        logits = streaming_llama()(batch, attention_mask=mask).logits
     assert_close(logits[0], expected.logits[:70])
     assert_close(logits[1, 30:], expected.logits[:40])
 
 
 def test_arguments_by_position(ids, expected):
     with torch.no_grad():
-        model = streaming()
+        model = streaming_llama()
         assert_close(model(ids[None], torch.ones(1, 90)).logits[0], expected.logits)
         hidden = model.model(ids[None], torch.ones(1, 90)).last_hidden_state
     assert_close(hidden[0], expected.hidden_states[-1], tolerance=2e-3)
@@ -166,12 +161,12 @@ def test_arguments_by_position(ids, expected):
 
 def test_a_single_token_without_a_cache(ids, expected):
     with torch.no_grad():
-        outputs = streaming()(ids[None, :1], use_cache=False)
+        outputs = streaming_llama()(ids[None, :1], use_cache=False)
     assert_close(outputs.logits[0], expected.logits[:1])
 
 
 def test_a_cache_from_inference_mode_goes_on_outside(ids, expected):
-    model = streaming()
+    model = streaming_llama()
     with torch.inference_mode():
         outputs = model(ids[None, :30])
         outputs = model(ids[None, 30:31], cache=outputs.cache)
@@ -185,14 +180,14 @@ def test_a_cache_from_inference_mode_goes_on_outside(ids, expected):
 
 def test_a_tuple_where_no_dict_is_wanted(ids, expected):
     with torch.no_grad():
-        logits, cache = streaming()(ids[None], return_dict=False)[:2]
+        logits, cache = streaming_llama()(ids[None], return_dict=False)[:2]
     assert_close(logits[0], expected.logits)
     assert cache.tokens_seen.tolist() == [90]
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_both_implementations_give_the_same(ids, expected, implementation):
-    logits, _ = stream(streaming(attn_implementation=implementation), ids[None], cut(90, [1, 1, 1, 20, 40]))
+    logits, _ = stream(streaming_llama(attn_implementation=implementation), ids[None], cut(90, [1, 1, 1, 20, 40]))
     assert_close(logits[0], expected.logits)
 
 
@@ -234,5 +229,5 @@ def test_half_precision_with_padding_has_no_nan():
 def test_scores_of_padding_are_finite(ids):
     """Nobody reads them, but a NaN would spread through a mean or a loss."""
     with torch.no_grad():
-        outputs = streaming()(random_ids(2, 40), attention_mask=left_padded([40, 0]).long())
+        outputs = streaming_llama()(random_ids(2, 40), attention_mask=left_padded([40, 0]).long())
     assert outputs.logits.isfinite().all()

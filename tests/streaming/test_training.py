@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from attention_sinks import inject_attention_sinks
 from references.naive import naive_stream
 from support.helpers import assert_close, random_ids, stream, tiny_llama
-from support.zoo import MODELS, ZOO
+from support.zoo import MODELS, animal_of
 
 S, W = 4, 12
 
@@ -160,7 +160,7 @@ def test_gradient_checkpointing_of_every_architecture(animal):
 @pytest.mark.parametrize("model_type", ["llama", "falcon"])
 def test_checkpointing_does_not_keep_a_cache_from_calls_without_gradients(model_type):
     """As in Transformers 5.24: generating from a model that is being trained, say."""
-    animal, ids = next(animal for animal in ZOO if animal.model_type == model_type), random_ids(1, 60)
+    animal, ids = animal_of(model_type), random_ids(1, 60)
     model = inject_attention_sinks(animal.build(), S, W)
     expected, _ = stream(model, ids, [30, 1, 29])
     model.train().gradient_checkpointing_enable()

@@ -7,11 +7,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from unittest import mock
 
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
 from support.helpers import VOCABULARY, random_ids, tiny_llama
 from support.paths import ROOT
+from support.toy_tokenizers import tokenizer_of
 
 BENCHMARK = ROOT / "benchmark"
 
@@ -52,9 +50,7 @@ def refused(run, *words):
 def save_tiny_model(folder, **config):
     """Save a tiny random Llama and a tokenizer of which every word w0, w1 … is one token; returns the folder."""
     tiny_llama(**config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+    tokenizer_of(WORDS, "w0").save_pretrained(folder)
     return folder
 
 

@@ -1,7 +1,8 @@
-"""The contract of attention sinks as checks that know no architecture: each takes a Subject and asserts.
+"""The contract of attention sinks as checks over one Subject: many cuts, paddings and sizes.
 
-A Subject is a way to build a tiny plain model and a reference that says what one stream must give. Whoever adds an
-architecture writes a Subject for it and runs every function in CHECKS.
+A Subject is a way to build a tiny plain model and a reference that says what one stream must give. These checks run
+over Llamas of every kind, whose reference (`references.naive`) is fast. What every architecture is put through is in
+`support.conformance`.
 """
 
 from collections.abc import Callable

@@ -3,17 +3,20 @@
 import logging
 import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
 from transformers import Cache, LlamaConfig, LlamaForCausalLM
 
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from attention_sinks.versions import CACHE
 
 TOLERANCE = 2e-4  # largest logit difference in float32, the logits' standard deviation being about 1
 TEETH = 1e-2  # a wrong reference must differ by more than this
 VOCABULARY = 64
+S, W = 4, 12  # sinks and window of the fixture `model` and of most tests
 
 # Rotary parameters of every type. `original_max_position_embeddings` and the factors are small enough to bend the
 # frequencies of a 16-dimensional head within a few dozen tokens.
@@ -78,6 +81,17 @@ def randomise(model, seed=0):
 def tiny_llama(seed=0, model_class=LlamaForCausalLM, **config):
     """The same plain model, with the same weights, at every call."""
     return randomise(model_class(tiny_config(**config)), seed)
+
+
+def streaming_llama(**config):
+    """The same model with S sinks and a window of W."""
+    return inject_attention_sinks(tiny_llama(**config), S, W)
+
+
+def plain_logits(model, ids, **options):
+    """What one call of `model` gives, without gradients."""
+    with torch.no_grad():
+        return model(ids, **options).logits
 
 
 def random_ids(*shape, seed=0):
@@ -166,6 +180,39 @@ def assert_same_state(cache, before):
     numbers, tensors = state_of(cache)
     assert numbers == before[0]
     assert len(tensors) == len(before[1]) and all(map(torch.equal, tensors, before[1]))
+
+
+def everything_of(model):
+    """Every attribute of every module, and the configuration: to see that a failed call changed nothing."""
+    return [dict(vars(module)) for module in model.modules()], model.config.to_dict()
+
+
+@contextmanager
+def interrupted_in(model, layer, after=0):
+    """The body ends in Ctrl-C, once the attention of this layer has worked off more than `after` columns."""
+    columns = []
+
+    def interrupt(module, args, output):
+        columns.append(output.shape[1])
+        if sum(columns) > after:
+            raise KeyboardInterrupt
+
+    hook = model.model.layers[layer].self_attn.o_proj.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    hook.remove()
+
+
+def noted_crops(monkeypatch):
+    """A list to which every later crop adds its cache and how many columns it took back."""
+    seen, crop = [], AttentionSinkKVCache.crop
+
+    def spy(cache, tokens_to_remove):
+        seen.append((cache, -int(tokens_to_remove)))
+        return crop(cache, tokens_to_remove)
+
+    monkeypatch.setattr(AttentionSinkKVCache, "crop", spy)
+    return seen
 
 
 BAD = (TypeError, ValueError)

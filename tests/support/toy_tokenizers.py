@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from support.helpers import VOCABULARY
+from support.helpers import VOCABULARY, tiny_llama
 
 SPECIAL = ["<unk>", "<end>", "<start>"]
 WORDS = [*SPECIAL, "user", "assistant", "system"]
@@ -25,14 +25,30 @@ SYSTEM_IN_THE_LAST_MESSAGE = (
 )
 
 
+def tokenizer_of(words, unk_token, **special):
+    """A token for every word, numbered in their order; no chat template."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unk_token))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unk_token, **special)
+
+
 def word_tokenizer(template=CHATML):
     """A token for every word; w0, w1, … are the words that mean nothing."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"unk_token": "<unk>", "eos_token": "<end>", "pad_token": "<end>", "bos_token": "<start>"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    fast = tokenizer_of(WORDS, "<unk>", eos_token="<end>", pad_token="<end>", bos_token="<start>")
     fast.chat_template = template
     return fast
+
+
+def number_tokenizer():
+    """Its words t0, t1, … name their ids."""
+    return tokenizer_of([f"t{i}" for i in range(VOCABULARY)], "t0", pad_token="t0")
+
+
+def save_chat_model(folder, **config):
+    """A tiny Llama and its word tokenizer with a chat template; returns the folder."""
+    tiny_llama(**config).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def byte_tokenizer(template=CHATML):

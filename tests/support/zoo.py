@@ -1,9 +1,9 @@
-"""Tiny configurations, at least one for every supported architecture: a new architecture is a row here.
+"""Tiny configurations, at least one for every supported architecture: a new architecture is one more entry of ROWS.
 
 Weights are random and large, so that every position shows in the logits, whose standard deviation is about 1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -71,7 +71,21 @@ class Animal:
     config : dict
         What differs from SIZES.
     claims : set of str
-        What `features.features_of` must find: what makes this row worth its time.
+        What `features.features_of` must find: what makes this entry worth its time.
+    implementations : tuple of str
+        The attention implementations that the architecture has. The logits vary by 1 with the first.
+    pads_later : bool
+        Whether later calls may be padded; no where a layer carries states that padding would change.
+    scale : float
+        Standard deviation of the weights, large enough for every position to show.
+    text : str or None
+        The type of the text decoder, for a model for text and images.
+    parts : dict
+        The other parts of the configuration of such a model.
+    one_layer : dict
+        What makes it a model of a single attention layer, or ALWAYS_SEVERAL.
+    auto : type
+        The Auto class that builds it.
     """
 
     model_type: str
@@ -98,24 +112,24 @@ class Animal:
         return model
 
     def _make(self, implementation):
-        config = tiny_config(self.text or self.model_type, self.config)
+        config = config_of_type(self.text or self.model_type, self.config)
         if self.text:
             config = AutoConfig.for_model(self.model_type, text_config=config.to_dict(), **self.parts)
         config._attn_implementation = implementation
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = self.auto.from_config(config).float().eval()
-        return randomise(model, self.scale)
+        return randomise_by_kind(model, self.scale)
 
 
-def tiny_config(model_type, changes):
+def config_of_type(model_type, changes):
     known = AutoConfig.for_model(model_type).to_dict()
     parts = {name: value for name, value in PARTS.items() if name in known}
     latent = LATENT if "qk_rope_head_dim" in known else {}
     return AutoConfig.for_model(model_type, **{**SIZES, **parts, **latent, **changes})
 
 
-def randomise(model, scale):
+def randomise_by_kind(model, scale):
     """Fill `model` with weights that make its logits depend on everything."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -696,6 +710,13 @@ KNOWN = {AutoModelForCausalLM: supported_model_types(), AutoModelForImageTextToT
 
 # Older Transformers do not know all of them.
 ZOO = [animal for animal in ROWS if animal.model_type in KNOWN[animal.auto]]
+
+
+def animal_of(model_type, *claims, **changes):
+    """The first animal of this type that has these features; `changes` replace entries of its configuration."""
+    animal = next(a for a in ZOO if a.model_type == model_type and set(claims) <= a.claims)
+    return replace(animal, config={**animal.config, **changes})
+
 
 CORE = {"llama", "mistral", "falcon", "mpt", "gpt_neox", "gptj", "qwen", "stablelm_epoch", "btlm", "Yi"}
 """The architectures of 0.4.0: `make test` runs these, `make test-architectures` all."""
