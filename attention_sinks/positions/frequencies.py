@@ -1,32 +1,37 @@
-"""Rotary frequencies, read from where a model keeps them and fixed for one text length.
+"""Rotary frequencies for one text length, read from the model's rotary module.
 
-Transformers' rotary modules of type "dynamic" and "longrope" rewrite their own frequencies while they run, which is
-wrong for streams of different lengths on one model. Here a module is only read.
+Transformers' rotary modules of type "dynamic" and "longrope" rewrite their own frequencies while they run. That is
+wrong for streams of different lengths on one model, so these functions read a module and never run it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 Frequencies = Callable[[], tuple[torch.Tensor, float]]
-"""Gives inverse frequencies [pairs], and the factor the model puts on cosines and sines."""
+"""A function that returns the inverse frequencies [pairs] and the model's factor on cosines and sines."""
 
 
-def module_frequencies(module: nn.Module, length: int, name: str | None = None) -> tuple[torch.Tensor, float]:
-    """What the rotary module of a Transformers model uses for a text of `length` tokens.
+def module_frequencies(module: Any, length: int, name: str | None = None) -> tuple[torch.Tensor, float]:
+    """Return the frequencies that the rotary module of a Transformers model uses for a text of `length` tokens.
 
     Parameters
     ----------
     module : nn.Module
-        Has `inv_freq`, `rope_type` and `attention_scaling`.
+        A module with `inv_freq`, `rope_type` and `attention_scaling`.
     length : int
-        Matters for length-dependent types alone.
+        The length of the text in tokens. Only the types "dynamic" and "longrope" depend on it.
     name : str, optional
-        The kind of layer, as in `config.layer_types`, where the module has frequencies for each.
+        The kind of layer, as in `config.layer_types`, when the module has frequencies for each kind.
+
+    Returns
+    -------
+    tuple of torch.Tensor and float
+        Inverse frequencies [pairs] and the factor on cosines and sines.
     """
     prefix = f"{name}_" if name else ""
     rope_type = module.rope_type[name] if name else module.rope_type
@@ -44,5 +49,8 @@ def module_frequencies(module: nn.Module, length: int, name: str | None = None) 
 
 
 def plain_frequencies(width: int) -> tuple[torch.Tensor, float]:
-    """The frequencies of RoFormer (arXiv 2104.09864, equation 15) for `width` turned dimensions, base 10,000."""
+    """Return the frequencies of RoFormer (arXiv 2104.09864, equation 15) for `width` rotated dimensions.
+
+    Theta is 10,000. The second value, the factor on cosines and sines, is 1.
+    """
     return 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width), 1.0
