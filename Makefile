@@ -69,13 +69,17 @@ lock: $(VENV_LOCK)/bin/uv
 	(grep '^#' constraints.txt; LC_ALL=C sort -t= -k1,1 -k3r $(VENV_LOCK)/locked.txt) > $(VENV_LOCK)/constraints.txt
 	mv $(VENV_LOCK)/constraints.txt constraints.txt
 
+# Ruff checks style and format, import-linter the direction of imports, mypy and pyright the types.
 style: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 # Logs and benchmark results stay.
 clean:
-	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_LOCK) $(MODEL) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_LOCK) $(MODEL) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Order-only: the model is made once and stays whatever else changes.

@@ -30,6 +30,8 @@ HUB_ARGUMENTS = (
 class GenerativeModel(PreTrainedModel, GenerationMixin):
     """What type checkers know of a causal language model before its checkpoint is read. No model is of this class."""
 
+    generate: Any  # by its type in Transformers, pyright refuses to call it
+
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 

@@ -6,7 +6,7 @@ These classes load the checkpoints, whose own code needs Transformers 4. They kn
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -98,7 +98,8 @@ class BtlmAttention(nn.Module):
         )
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = cast(str, self.config._attn_implementation)  # the model sets it when it is made
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.config.attn_pdrop if self.training else 0.0
         output, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
@@ -197,26 +198,25 @@ class BtlmModel(BtlmPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
-        if inputs_embeds is None:
-            inputs_embeds = self.wte(input_ids)
+        embeddings: torch.Tensor = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         past = cache.get_seq_length() if cache is not None else 0
         named_cache: dict[str, Any] = {CACHE: cache}
         mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
             **named_cache,
         )
-        columns = keys = inputs_embeds.shape[1]
+        columns = keys = embeddings.shape[1]
         if mask is not None:
             keys = mask.shape[-1]
         elif cache is not None:
             keys = cache.get_mask_sizes(columns, 0)[0]
-        mask = self.relative_pe(mask, past, columns, keys, inputs_embeds.dtype)
-        hidden_states = self.drop(inputs_embeds * self.config.mup_embeddings_scale)
+        mask = self.relative_pe(mask, past, columns, keys, embeddings.dtype)
+        hidden_states = self.drop(embeddings * self.config.mup_embeddings_scale)
         for block in self.h:
             hidden_states = block(hidden_states, attention_mask=mask, use_cache=use_cache, **named_cache, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), **(named_cache if use_cache else {}))
