@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parent / "typed_script.py"
 CONFIG = """
 [mypy]
 strict = true
+untyped_calls_exclude = torch,transformers
 follow_imports = silent
 [mypy-torch.*,transformers.*]
 implicit_reexport = true
@@ -21,7 +22,7 @@ follow_imports = skip
 [mypy-transformers.models,transformers.models.auto.*,transformers.models.llama.*]
 follow_imports = silent
 """
-"""Most of PyTorch and Transformers does not matter to the script; mypy reads the rest in a third of the time."""
+"""Most of PyTorch and Transformers does not matter to the script. Without it, mypy takes half the time or less."""
 
 WRONG = """
 assert_type(chat.send("Hello!"), Iterator[list[str]])

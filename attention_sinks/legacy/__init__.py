@@ -11,7 +11,6 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from . import btlm, jais, qwen, stablelm_epoch, yi
 
@@ -47,7 +46,7 @@ MODELS: dict[str, tuple[type[PreTrainedModel], ...]] = {
 }
 """Name of an Auto class -> the model classes that it finds by their configs."""
 
-CONVERSIONS: dict[str, tuple[WeightConverter | WeightRenaming, ...]] = {"Yi": yi.CONVERSION, "qwen": qwen.CONVERSION}
+CONVERSIONS: dict[str, tuple[Any, ...]] = {"Yi": yi.CONVERSION, "qwen": qwen.CONVERSION}
 """`config.model_type` -> how Transformers turns the weights of its checkpoints into those of the native class."""
 
 
