@@ -73,9 +73,9 @@ def _positions(architecture: Architecture, config: PreTrainedConfig) -> str:
     if not isinstance(scheme, Rope):
         names = {RopeTable: "rotary (neighbours)", LinearBias: "ALiBi", StoredSlopes: "ALiBi", NoPositions: "none"}
         return names[type(scheme)]
-    turns = [scheme.rotates(config, index) for index in range(config.num_hidden_layers)]
+    rotates = [scheme.rotates(config, index) for index in range(config.num_hidden_layers)]
     pairing = "neighbours" if scheme.pairing.spread is NEIGHBOURS.spread else "halves"
-    return f"rotary ({pairing})" + ("" if all(turns) else ", in some layers none")
+    return f"rotary ({pairing})" + ("" if all(rotates) else ", in some layers none")
 
 
 def _implementations(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
