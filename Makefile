@@ -65,9 +65,13 @@ lock: $(VENV_LOCK)/bin/uv ## write constraints.txt anew, with the newest release
 	(grep '^#' constraints.txt; LC_ALL=C sort -t= -k1,1 -k3r $(VENV_LOCK)/locked.txt) > $(VENV_LOCK)/constraints.txt
 	mv $(VENV_LOCK)/constraints.txt constraints.txt
 
-style: $(VENV)/.dev ## check the style of the code
+# Ruff checks style and format, import-linter the direction of imports, mypy and pyright the types.
+style: $(VENV)/.dev ## check style, direction of imports and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 # The site lies in site/ afterwards. Building it needs no network.
 docs: $(VENV)/.dev ## build the documentation, with any dead link an error
@@ -79,7 +83,8 @@ help: ## list the targets
 
 # Logs and benchmark results stay.
 clean: ## remove environments, the model, caches and builds; results stay
-	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_LOCK) $(MODEL) build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_LOCK) $(MODEL) build dist site .pytest_cache .ruff_cache \
+		.mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Order-only: the model is made once and stays whatever else changes.

@@ -1,30 +1,29 @@
 """Attention sinks for the language models of Transformers: endless fluent text at constant cost (StreamingLLM).
 
-Use `from attention_sinks import AutoModelForCausalLM` in place of `from transformers import AutoModelForCausalLM`.
+Write `from attention_sinks import AutoModelForCausalLM` in place of `from transformers import AutoModelForCausalLM`.
 """
 
-from .versions import check_transformers
+from . import versions  # noqa: F401  # it refuses a Transformers that is too old, before other imports fail
 
-check_transformers()
+# isort: split
+from transformers import AutoTokenizer
 
-from transformers import AutoTokenizer  # noqa: E402
-
-from . import model_classes  # noqa: E402
-from .auto import (  # noqa: E402
+from . import model_classes
+from .auto import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from .cache.cache import AttentionSinkKVCache  # noqa: E402
-from .chat.chat import StreamingChat  # noqa: E402
-from .generation.contrastive import contrastive_search  # noqa: E402
-from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks  # noqa: E402
-from .legacy import register_legacy  # noqa: E402
-from .model_classes import *  # noqa: E402, F403
-from .models.registry import supported_model_types  # noqa: E402
-from .verification import Verification, verify_attention_sinks  # noqa: E402
+from .cache.cache import AttentionSinkKVCache
+from .chat.chat import StreamingChat
+from .generation.contrastive import contrastive_search
+from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks
+from .legacy import register_legacy
+from .model_classes import *  # noqa: F403
+from .models.registry import supported_model_types
+from .verification import Verification, verify_attention_sinks
 
 register_legacy()
 

@@ -1,16 +1,16 @@
-"""The `Auto*` classes of Transformers, with attention sinks injected into what they load."""
+"""The `Auto*` classes of Transformers, with attention sinks injected into the models that they load."""
 
 from __future__ import annotations
 
 from dataclasses import astuple
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from .inject import inject_attention_sinks
 from .models.registry import architecture_of
-from .settings import SinkSettings
+from .settings import Prefill, SinkSettings, check_names
 
 HUB_ARGUMENTS = (
     "cache_dir",
@@ -27,63 +27,164 @@ HUB_ARGUMENTS = (
 """Arguments of `from_pretrained` that say where a config is found."""
 
 
-class _Streaming:
-    """Reads the config first, refuses early, loads with Transformers, injects.
+class GenerativeModel(PreTrainedModel, GenerationMixin):
+    """What type checkers know of a causal language model before its checkpoint is read. No model is of this class."""
 
-    `from_pretrained` and `from_config` take, besides everything Transformers takes:
+    generate: Any  # by its type in Transformers, pyright refuses to call it
 
-    attention_sink_size : int, default 4
-        First tokens of every stream that are never evicted.
-    attention_sink_window_size : int, default 1020
-        Most recent tokens a query sees besides itself.
-    attention_sink_prefill : {"streaming", "dense"}, default "streaming"
-        Whether the tokens of one call see what they would see one by one, or every cached token and each other.
 
-    NotImplementedError is raised from the config alone when the architecture is not supported.
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+class _Streaming(Generic[ModelT]):
+    """Auto class of Transformers whose models stream.
+
+    `from_pretrained` and `from_config` take all arguments of Transformers and three more: `attention_sink_size`,
+    `attention_sink_window_size` and `attention_sink_prefill`.
     """
 
+    @overload
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any):
-        settings = SinkSettings.pop_from(kwargs)
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        attention_sink_size: int = ...,
+        attention_sink_window_size: int = ...,
+        attention_sink_prefill: Prefill = ...,
+        output_loading_info: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> ModelT: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        attention_sink_size: int = ...,
+        attention_sink_window_size: int = ...,
+        attention_sink_prefill: Prefill = ...,
+        output_loading_info: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[ModelT, dict[str, Any]]: ...
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        attention_sink_size: int = 4,
+        attention_sink_window_size: int = 1020,
+        attention_sink_prefill: Prefill = "streaming",
+        **kwargs: Any,
+    ) -> Any:
+        """Load a checkpoint as Transformers does and inject attention sinks.
+
+        The config is read first, so a model that cannot stream is refused before its weights are loaded.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or os.PathLike
+            Name of a repository of the Hugging Face Hub, or a folder.
+        attention_sink_size : int, default 4
+            S, the number of first tokens of every stream that are never evicted.
+        attention_sink_window_size : int, default 1020
+            W, the number of most recent tokens that a query sees besides itself and the sinks.
+        attention_sink_prefill : {"streaming", "dense"}, default "streaming"
+            With "streaming", the tokens of one call see what they would see one by one. With "dense", they see every
+            cached token and each other.
+        *model_args, **kwargs
+            All other arguments of Transformers' `from_pretrained`.
+
+        Returns
+        -------
+        PreTrainedModel
+            The model; with `output_loading_info=True`, the model and a dict about its loading.
+
+        Raises
+        ------
+        NotImplementedError
+            When the architecture is not supported.
+        TypeError, ValueError
+            When a setting is misspelt or out of range.
+        """
+        settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+        check_names(kwargs)
         config = kwargs.get("config") or _peek(pretrained_model_name_or_path, kwargs)
-        if isinstance(config, transformers.PreTrainedConfig):
+        if isinstance(config, PreTrainedConfig):
             architecture_of(config)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with its loading info
+        loaded = super().from_pretrained(  # type: ignore[misc]  # a class of Transformers comes next
+            pretrained_model_name_or_path, *model_args, **kwargs
+        )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         inject_attention_sinks(model, *astuple(settings))
         return loaded
 
     @classmethod
-    def from_config(cls, config: Any, **kwargs: Any):
-        settings = SinkSettings.pop_from(kwargs)
+    def from_config(
+        cls,
+        config: PreTrainedConfig,
+        *,
+        attention_sink_size: int = 4,
+        attention_sink_window_size: int = 1020,
+        attention_sink_prefill: Prefill = "streaming",
+        **kwargs: Any,
+    ) -> ModelT:
+        """Make a model with random weights as Transformers does and inject attention sinks.
+
+        Parameters
+        ----------
+        config : PreTrainedConfig
+            The config of the model.
+        attention_sink_size, attention_sink_window_size, attention_sink_prefill
+            As in `from_pretrained`.
+        **kwargs
+            All other arguments of Transformers' `from_config`.
+
+        Raises
+        ------
+        NotImplementedError
+            When the architecture is not supported.
+        TypeError, ValueError
+            When a setting is misspelt or out of range.
+        """
+        settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+        check_names(kwargs)
         architecture_of(config)
-        model = super().from_config(config, **kwargs)
-        return inject_attention_sinks(model, *astuple(settings))
+        model: ModelT = super().from_config(config, **kwargs)  # type: ignore[misc]  # as above
+        inject_attention_sinks(model, *astuple(settings))
+        return model
 
 
-def _peek(name: Any, kwargs: dict[str, Any]):
-    """The config of a checkpoint, or None where there is none to read (an adapter's folder, say): loading will tell."""
+def _peek(name: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
+    """Read the config of a checkpoint. None when it has none, as the folder of an adapter: loading will tell."""
     try:
-        return AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs})
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            name, **{key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        )
     except (OSError, ValueError):
         return None
+    return config
 
 
-class AutoModel(_Streaming, transformers.AutoModel):
+class AutoModel(_Streaming[PreTrainedModel], transformers.AutoModel):
     __doc__ = _Streaming.__doc__
 
 
-class AutoModelForCausalLM(_Streaming, transformers.AutoModelForCausalLM):
+class AutoModelForCausalLM(  # type: ignore[misc]  # Transformers has a private class in place of GenerativeModel
+    _Streaming[GenerativeModel], transformers.AutoModelForCausalLM
+):
     __doc__ = _Streaming.__doc__
 
 
-class AutoModelForSequenceClassification(_Streaming, transformers.AutoModelForSequenceClassification):
+class AutoModelForSequenceClassification(_Streaming[PreTrainedModel], transformers.AutoModelForSequenceClassification):
     __doc__ = _Streaming.__doc__
 
 
-class AutoModelForTokenClassification(_Streaming, transformers.AutoModelForTokenClassification):
+class AutoModelForTokenClassification(_Streaming[PreTrainedModel], transformers.AutoModelForTokenClassification):
     __doc__ = _Streaming.__doc__
 
 
-class AutoModelForQuestionAnswering(_Streaming, transformers.AutoModelForQuestionAnswering):
+class AutoModelForQuestionAnswering(_Streaming[PreTrainedModel], transformers.AutoModelForQuestionAnswering):
     __doc__ = _Streaming.__doc__

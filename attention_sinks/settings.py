@@ -1,33 +1,50 @@
-"""The three numbers and words a user chooses, checked once."""
+"""The three settings that a user chooses. They are checked once, here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .plan.reach import Reach
 
-PREFILL_MODES = ("streaming", "dense")
+Prefill = Literal["streaming", "dense"]
+"""The values of `attention_sink_prefill`."""
+
+PREFILL_MODES: tuple[Prefill, ...] = get_args(Prefill)
+
+ARGUMENTS = {
+    "attention_sink_size": "sink_size",
+    "attention_sink_window_size": "window_size",
+    "attention_sink_prefill": "prefill",
+}
+"""Argument of the public functions -> name of the setting."""
 
 
 @dataclass(frozen=True)
 class SinkSettings:
-    """How many tokens a stream keeps and what a long call means.
+    """How many tokens a stream keeps and how the tokens of one call see each other.
 
     Parameters
     ----------
     sink_size : int, default 4
-        First tokens of a stream that are never evicted; 0 gives plain window attention.
+        S, the number of first tokens of a stream that are never evicted. 0 gives plain window attention.
     window_size : int, default 1020
-        Most recent tokens a query sees besides itself and the sinks; at least 1.
+        W, the number of most recent tokens that a query sees besides itself and the sinks, at least 1.
     prefill : {"streaming", "dense"}, default "streaming"
-        "streaming": a call of n tokens equals n calls of one token. "dense": the tokens of one call also see every
-        cached token and each other, as in attention_sinks 0.4.0.
+        With "streaming", a call of n tokens equals n calls of one token. With "dense", the tokens of one call also see
+        every cached token and each other, as in attention_sinks 0.4.0.
+
+    Raises
+    ------
+    TypeError
+        When a size is not an int.
+    ValueError
+        When a size is too small or `prefill` is unknown.
     """
 
     sink_size: int = 4
     window_size: int = 1020
-    prefill: str = "streaming"
+    prefill: Prefill = "streaming"
 
     def __post_init__(self) -> None:
         _check_count("attention_sink_size", self.sink_size, minimum=0, cure="use 0 for plain window attention")
@@ -39,30 +56,37 @@ class SinkSettings:
 
     @classmethod
     def pop_from(cls, kwargs: dict[str, Any]) -> SinkSettings:
-        """Take the `attention_sink_*` arguments out of `kwargs`; a misspelt one is an error, not ignored."""
-        names = {
-            "attention_sink_size": "sink_size",
-            "attention_sink_window_size": "window_size",
-            "attention_sink_prefill": "prefill",
-        }
-        given = {names.get(key, key): kwargs.pop(key) for key in list(kwargs) if key.startswith("attention_sink")}
-        for key in given:
-            if key not in names.values():
-                raise TypeError(f"{key!r} is not an argument of attention_sinks; it knows {', '.join(names)}.")
-        return cls(**given)
+        """Take the `attention_sink_*` arguments out of `kwargs`.
+
+        Raises
+        ------
+        TypeError
+            When an argument is misspelt.
+        """
+        settings = {name: kwargs.pop(argument) for argument, name in ARGUMENTS.items() if argument in kwargs}
+        check_names(kwargs)
+        return cls(**settings)
 
     @property
     def reach(self) -> Reach:
-        """What the queries of a layer with sinks see."""
+        """The tokens that the queries of a layer with sinks see."""
         return Reach(self.sink_size, self.window_size, self.prefill == "dense")
 
     @property
     def visible_size(self) -> int:
-        """Most keys a query ever sees: sinks, window and itself."""
+        """The most keys that a query ever sees: S + W + 1, for sinks, window and its own."""
         return self.sink_size + self.window_size + 1
 
 
+def check_names(kwargs: dict[str, Any]) -> None:
+    """Raise TypeError when `kwargs` has a name like those of our arguments that is none of them."""
+    for name in kwargs:
+        if name.startswith("attention_sink") and name not in ARGUMENTS:
+            raise TypeError(f"{name!r} is not an argument of attention_sinks; it knows {', '.join(ARGUMENTS)}.")
+
+
 def _check_count(name: str, value: Any, minimum: int, cure: str) -> None:
+    """Raise TypeError when `value` is not an int and ValueError when it is below `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r} must be an int, not {type(value).__name__}; pass a Python int.")
     if value < minimum:

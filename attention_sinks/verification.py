@@ -1,6 +1,6 @@
-"""Whether a model streams right with the installed Transformers: the library checks itself on the model it is given.
+"""Check whether a model streams right with the installed Transformers.
 
-Transformers changes every few days what this library rests on. A small text through a tiny cache shows most of it.
+New releases often change what this library depends on. A short text through a tiny cache shows most such changes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -28,32 +28,35 @@ from .versions import NEWEST_TRANSFORMERS
 logger = logging.get_logger(__name__)
 
 SINKS, WINDOW = 2, 4
+"""S and W of the check."""
+
 STEPS = 4
-"""Single tokens that are fed after a text that just fits into the cache."""
+"""How many single tokens are fed after a text that just fits into the cache."""
 
 EXACT, ROUNDED = 1e-3, 0.1
-"""Allowed differences, as a share of what the values vary by: of float32, and of half precision or quantised weights.
-SmolLM2-135M in bfloat16 differs from itself by 0.04; queries one place off the sinks change it by 0.2, a mask that is
-not honoured by 1."""
+"""Allowed differences for float32, and for half precision or quantised weights, as a share of the values' spread.
+
+SmolLM2-135M in bfloat16 differs from itself by 0.04. A wrong distance of 1 between queries and sinks changes it by 0.2,
+and an ignored mask by 1."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify_attention_sinks` found.
+    """The findings of `verify_attention_sinks`.
 
     Attributes
     ----------
     model_type : str
         `config.model_type` of the model's decoder.
     transformers : str
-        The installed version.
+        The installed version of Transformers.
     differences : dict
-        What was compared -> the largest difference of any token, as a share of what its values vary by; of models in
-        half precision or with quantised weights, the median of the tokens.
+        Name of a comparison -> the largest difference of any token, as a share of the spread of its values. For models
+        in half precision or with quantised weights, it is the median over the tokens.
     tolerance : float
-        What is allowed.
+        The largest difference that is allowed.
     error : Exception or None
-        What a call raised; the comparisons that should have followed are missing then.
+        The exception that a call raised. The comparisons after that call are then missing.
     """
 
     model_type: str
@@ -64,12 +67,12 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
-        """Whether all was compared and nothing differs."""
+        """Whether everything was compared and no difference is too large."""
         return self.error is None and not self.wrong
 
     @property
     def wrong(self) -> dict[str, float]:
-        """The differences that are not allowed."""
+        """The differences that are too large."""
         return {name: value for name, value in self.differences.items() if not value <= self.tolerance}
 
     def __str__(self) -> str:
@@ -82,21 +85,21 @@ class Verification:
 
 
 def verify_attention_sinks(model: nn.Module) -> Verification:
-    """Check with a few short calls whether `model` streams as it should with the installed Transformers.
+    """Check with a few short calls whether `model` streams right with the installed Transformers.
 
-    For models whose code or checkpoint is unusual, and for a Transformers newer than those tested. About a dozen calls
-    of at most 16 tokens: a short text must give what the model gives without attention sinks, a longer one in one call
-    what it gives token by token and in `generate`, and padding in another row must change nothing.
+    The check is meant for models with unusual code or an unusual checkpoint, and for a Transformers newer than those
+    tested. It takes about a dozen calls of at most 16 tokens. A short text must give the same as without attention
+    sinks. A longer text must give the same in one call, token by token and in `generate`. Padding must change nothing.
 
     Parameters
     ----------
     model : PreTrainedModel or PeftModel
-        With or without attention sinks; afterwards it is as it was. Do not call it from other threads meanwhile.
+        A model with or without attention sinks. It is unchanged afterwards. Other threads must not call it meanwhile.
 
     Returns
     -------
     Verification
-        What was compared and by how much it differs; `report.agrees` is the verdict, `print(report)` shows all.
+        The comparisons and their differences. `report.agrees` is the verdict, and `print(report)` shows everything.
 
     Raises
     ------
@@ -110,28 +113,30 @@ def verify_attention_sinks(model: nn.Module) -> Verification:
     >>> report = verify_attention_sinks(model)
     >>> assert report.agrees, report
     """
-    base, outer = base_model_of(model), without_adapter(model)
+    base = base_model_of(model)
+    outer = cast(PreTrainedModel, without_adapter(model))  # base_model_of has checked it
     before = base.__dict__.get(MARK)
     setup = setup_for(model, SinkSettings(SINKS, WINDOW))
     text = _random_text(base, setup.settings.visible_size + STEPS)
     differences: dict[str, float] = {}
-    exact, error = _is_exact(outer), None
+    exact = _is_exact(outer)
+    error: Exception | None = None
     try:
         with _left_as_it_is(model, before), torch.no_grad():
             for name, found, expected in _comparisons(outer, setup, text):
                 differences[name] = _difference(found, expected, exact)
-    except Exception as caught:  # whatever it is, it is what a user would have met
+    except Exception as caught:  # any error is a finding, because users would meet it
         error = caught
     tolerance = EXACT if exact else ROUNDED
     return Verification(base.config.model_type, transformers.__version__, differences, tolerance, error)
 
 
 _CHECKED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
-"""Base models that have passed: a model is checked at its first injection."""
+"""Base models that have passed the check, so that a model is checked only at its first injection."""
 
 
 def check_release_with(model: nn.Module) -> None:
-    """NotImplementedError, with the cure, when `model` does not stream right with an untested Transformers."""
+    """Raise NotImplementedError, with the cure, when `model` does not stream right with an untested Transformers."""
     base = base_model_of(model)
     if base in _CHECKED:
         return
@@ -153,12 +158,16 @@ def check_release_with(model: nn.Module) -> None:
 
 
 def setup_for(model: nn.Module, settings: SinkSettings) -> Setup:
-    """What is to be injected into `model` for `settings`, which are cut to what it allows.
+    """Return the setup of `model` for `settings`, which are cut to what the model allows.
 
     Raises
     ------
-    NotImplementedError, ValueError, TypeError
-        When the model cannot stream, not with these settings, or is no Transformers model.
+    NotImplementedError
+        When the model cannot stream.
+    ValueError
+        When it cannot stream with these settings.
+    TypeError
+        When it is no Transformers model.
     """
     base = base_model_of(model)
     setup = Setup(base, settings, architecture_of(base.config))
@@ -166,6 +175,7 @@ def setup_for(model: nn.Module, settings: SinkSettings) -> Setup:
 
 
 def _what_is_wrong(report: Verification) -> str:
+    """Say in one line which comparisons failed and what was raised."""
     wrong = [f"{name} differs by {value:.1e} (allowed: {report.tolerance:.0e})" for name, value in report.wrong.items()]
     raised = [] if report.error is None else [f"a call raised {type(report.error).__name__}: {report.error}"]
     return "; ".join(wrong + raised)
@@ -177,21 +187,28 @@ def _what_is_wrong(report: Verification) -> str:
 def _comparisons(
     outer: PreTrainedModel, setup: Setup, text: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """What must be alike, [batch, columns, values] each. The model is plain at first; sinks are put in on the way."""
+    """Yield the name of each comparison and two tensors [batch, columns, values] that must be alike.
+
+    The model has no sinks at first; this function puts them in.
+    """
     run, room = _runner(outer, setup.model), setup.settings.visible_size
     short = text[:, :room]
     plain = run(short)
     install(outer, setup)
     yield "a text that fits into the cache, and the model without attention sinks", run(short), plain
+
     long = run(text, cache=AttentionSinkKVCache(outer))
     cache = AttentionSinkKVCache(outer)
-    calls = [run(part, cache=cache) for part in (short, *text[:, room:].split(1, dim=1))]
+    calls = [run(part, cache=cache) for part in (short, *torch.split(text[:, room:], 1, dim=1))]
     yield "a longer text token by token, and in one call", torch.cat(calls, dim=1)[:, room:], long[:, room:]
-    rows, mask = torch.cat([text, torch.cat([text[:, :STEPS], short], dim=1)]), torch.ones_like(text).repeat(2, 1)
+
+    rows = torch.cat([text, torch.cat([text[:, :STEPS], short], dim=1)])
+    mask = torch.ones_like(text).repeat(2, 1)
     mask[1, :STEPS] = 0
     both = run(rows, attention_mask=mask, cache=AttentionSinkKVCache(outer))
     yield "a text beside a shorter one, and alone", both[:1], long
     yield "a padded text, and alone", both[1:, STEPS:], plain
+
     if outer.can_generate():
         made = _generated(outer, text)
         yield "what generate sees first, and a call", made.logits[0][:, None], long[:, -1:]
@@ -200,14 +217,17 @@ def _comparisons(
 
 
 def _runner(outer: PreTrainedModel, base: PreTrainedModel) -> Callable[..., torch.Tensor]:
-    """Calls the model and returns [batch, columns, values]: logits of a language model, else hidden states."""
+    """Return a function that calls the model and returns its logits or, without them, hidden states.
+
+    Both are [batch, columns, values].
+    """
     if outer.can_generate():
         return lambda ids, **arguments: outer(input_ids=ids, **arguments).logits
     return lambda ids, **arguments: base(input_ids=ids, **arguments).last_hidden_state
 
 
-def _generated(outer: PreTrainedModel, text: torch.Tensor) -> Any:
-    """Two tokens after `text`, greedily, whatever the model's own generation config says."""
+def _generated(outer: Any, text: torch.Tensor) -> Any:
+    """Generate two tokens after `text` by greedy search, whatever the model's own generation config says."""
     own, outer.generation_config = outer.generation_config, GenerationConfig(pad_token_id=0)
     try:
         return outer.generate(
@@ -226,16 +246,18 @@ def _generated(outer: PreTrainedModel, text: torch.Tensor) -> Any:
 
 
 def _random_text(base: PreTrainedModel, length: int) -> torch.Tensor:
-    """Ids [1, length] of words, the same for every model with this vocabulary."""
-    special, device = _special_tokens(base.config), base.get_input_embeddings().weight.device
+    """Return ids [1, length] of random words, the same for every model with this vocabulary."""
+    embeddings: Any = base.get_input_embeddings()
+    special, device = _special_tokens(base.config), embeddings.weight.device
     words = [token for token in range(base.config.vocab_size) if token not in special]
     chosen = torch.randint(len(words), (1, length), generator=torch.Generator().manual_seed(0))
     return torch.tensor(words, dtype=torch.long, device="cpu" if device.type == "meta" else device)[chosen]
 
 
 def _special_tokens(config: PreTrainedConfig) -> set[int]:
-    """Ids that a config, or one inside it, has a use for: ends, padding, places of images."""
-    found, todo = set(), [config.to_dict()]
+    """Return the ids that a config, or one inside it, reserves for ends, padding, images and the like."""
+    found: set[int] = set()
+    todo: list[dict[str, Any]] = [config.to_dict()]
     while todo:
         for name, value in todo.pop().items():
             if isinstance(value, dict):
@@ -247,8 +269,11 @@ def _special_tokens(config: PreTrainedConfig) -> set[int]:
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor, exact: bool) -> float:
-    """How far `found` is from `expected`, as a share of what that varies by: of the worst token, or of the median one
-    where values are not exact."""
+    """Return the distance of `found` from `expected`, as a share of the spread of `expected`.
+
+    It is that of the worst token or, where values are not `exact`, of the median one. It is NaN when any value is not
+    finite.
+    """
     found, expected = found.double().cpu(), expected.double().cpu()
     spread = (expected - expected.mean(dim=-1, keepdim=True)).norm(dim=-1)
     shares = (found - expected).norm(dim=-1) / spread.clamp(min=torch.finfo(torch.float32).tiny)
@@ -260,7 +285,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor, exact: bool) -> flo
 
 @contextmanager
 def _left_as_it_is(model: nn.Module, before: Any) -> Iterator[None]:
-    """The model without attention sinks and in evaluation mode; afterwards as it was."""
+    """Keep the model without attention sinks and in evaluation mode for the block, and restore it afterwards."""
     training = [module for module in model.modules() if module.training]
     try:
         uninstall(model)
@@ -282,5 +307,5 @@ def _is_exact(outer: PreTrainedModel) -> bool:
 
 
 def _is_offloaded(base: PreTrainedModel) -> bool:
-    """Whether weights that are on no device come in where they are needed."""
+    """Whether accelerate loads weights from elsewhere when they are needed."""
     return any(hasattr(module, "_hf_hook") for module in base.modules())

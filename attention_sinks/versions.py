@@ -1,7 +1,11 @@
-"""What differs between Transformers versions; nothing else in the package asks for a version."""
+"""What differs between Transformers releases. No other module of the package asks which release is installed.
+
+Importing this module raises ImportError when the installed Transformers is too old, so the package imports it first.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import signature
@@ -10,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -17,19 +22,19 @@ OLDEST_TRANSFORMERS = "5.17"
 """Older releases break assisted decoding or lack flags that caches need."""
 
 NEWEST_TRANSFORMERS = "5.24"
-"""The newest release whose causal language models have all been looked at: each is supported or refused."""
+"""The newest release for which every causal language model is known to be either supported or refused."""
 
 SINCE = {
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"), (5, 18)),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), (5, 21)),
     **dict.fromkeys(("exaone", "sarvam_mla", "sarvam_moe"), (5, 24)),
 }
-"""The first release with which these types stream. Older ones cache their keys or positions in another way, or know
-them only by the code of their repositories."""
+"""`config.model_type` -> the first release with which it streams. Older releases cache the keys or positions of these
+types in another way, or do not know the type without code from its repository."""
 
 
-def check_transformers() -> None:
-    """ImportError, with the cure, when the installed Transformers is too old."""
+def _check_transformers() -> None:
+    """Raise ImportError, with the cure, when the installed Transformers is too old."""
     if Version(transformers.__version__).release < Version(OLDEST_TRANSFORMERS).release:
         raise ImportError(
             f"attention_sinks needs transformers>={OLDEST_TRANSFORMERS}, but {transformers.__version__} is installed; "
@@ -37,18 +42,26 @@ def check_transformers() -> None:
         )
 
 
+_check_transformers()
+
+
 def is_newer_than_tested() -> bool:
     """Whether the installed Transformers is a later minor release than the last one that was tested."""
-    return transformers_release() > Version(NEWEST_TRANSFORMERS).release[:2]
+    return transformers_release() > _minor_release(NEWEST_TRANSFORMERS)
 
 
 def transformers_release() -> tuple[int, int]:
     """Major and minor version of the installed Transformers."""
-    return Version(transformers.__version__).release[:2]
+    return _minor_release(transformers.__version__)
+
+
+def _minor_release(version: str) -> tuple[int, int]:
+    parsed = Version(version)
+    return parsed.major, parsed.minor
 
 
 def check_release_for(model_type: str) -> None:
-    """NotImplementedError, with the cure, when `model_type` needs a newer Transformers to stream."""
+    """Raise NotImplementedError, with the cure, when `model_type` needs a newer Transformers to stream."""
     if not streams_in_this_release(model_type):
         needed = ".".join(map(str, SINCE[model_type]))
         raise NotImplementedError(
@@ -58,19 +71,23 @@ def check_release_for(model_type: str) -> None:
 
 
 def streams_in_this_release(model_type: str) -> bool:
+    """Whether the installed Transformers is new enough for `model_type` to stream."""
     return SINCE.get(model_type, (0, 0)) <= transformers_release()
 
 
-def is_handed_position_embeddings(attention: type) -> bool:
-    """Whether attention modules of this class are handed cosines and sines. Those of GPT-J and CodeGen are since 5.24,
-    and go through Transformers' attention interface; before, they looked them up in a table of their own."""
+def is_handed_position_embeddings(attention: type[nn.Module]) -> bool:
+    """Whether attention modules of this class receive cosines and sines as an argument.
+
+    Since 5.24, those of GPT-J and CodeGen do, and they use Transformers' attention interface. Older releases look
+    cosines and sines up in a table of each module.
+    """
     return "position_embeddings" in signature(attention.forward).parameters
 
 
 # ---- the name of the cache
 
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-"""What this release calls the cache, among arguments and in outputs: `past_key_values` until 5.23."""
+"""The name that this release gives to the cache, in arguments and outputs. It was `past_key_values` until 5.23."""
 
 OTHER_CACHE_NAME = "past_key_values" if CACHE == "cache" else "cache"
 """What another release calls it."""
@@ -79,14 +96,21 @@ BOTH_NAMES_BY_ITSELF = CACHE == "cache"
 """Whether this release's own outputs answer to both names."""
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""What a user may call the cache with every release, the newer name first."""
+"""The names by which a user may pass the cache with every release, the newer one first."""
 
 LAYER_CACHE_NAMES = (*CACHE_NAMES, "layer_past")
-"""What an attention module may call the cache; `layer_past` is GPT-J's and its like, until 5.23."""
+"""The names that an attention module may give to the cache. GPT-J and similar models used `layer_past` until 5.23."""
 
 
 def with_cache_named(arguments: Mapping[str, Any], name: str = CACHE) -> dict[str, Any]:
-    """`arguments` with the cache, whatever the caller called it, under `name`, by default that of this release.
+    """Return `arguments` with the cache under `name`, whichever of its names the caller used.
+
+    Parameters
+    ----------
+    arguments : mapping of str to Any
+        Arguments of a call by name.
+    name : str, default `CACHE`
+        The name that the cache gets. The default is that of this release.
 
     Raises
     ------
@@ -105,8 +129,8 @@ def with_cache_named(arguments: Mapping[str, Any], name: str = CACHE) -> dict[st
     return named
 
 
-def cache_by_either_name(forward: Callable) -> Callable:
-    """Decorates a method that calls the cache `cache`, so that it may be called with `past_key_values` as well."""
+def cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a method with a parameter `cache` so that it also accepts the cache as `past_key_values`."""
 
     @wraps(forward)
     def translated(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,29 +140,31 @@ def cache_by_either_name(forward: Callable) -> Callable:
 
 
 def with_both_names(output: Any) -> Any:
-    """`output` of a model, whose cache answers to both names. Since 5.24 Transformers sees to that."""
+    """Return `output` of a model such that both names lead to its cache. Since 5.24, Transformers does this itself."""
     if CACHE == "cache" or not isinstance(output, ModelOutput):
         return output
-    if CACHE not in output and CACHE not in output.__dataclass_fields__:
+    if not hasattr(output, CACHE):
         return output
     both = _class_with_both_names(type(output))
-    if torch.compiler.is_compiling():  # a graph makes outputs, but gives them no other class
+    if torch.compiler.is_compiling():  # a graph can make an output but cannot change its class
         return both(**output)
     output.__class__ = both
     return output
 
 
 def peft_reads(prepare_inputs: Any) -> str:
-    """The name by which PEFT's own `prepare_inputs_for_generation` finds the cache among the inputs it is handed.
+    """Return the name under which PEFT's own `prepare_inputs_for_generation` looks for the cache among its inputs.
 
-    PEFT 0.21 knows the old name alone: with Transformers 5.24 it does not find the cache and puts its prompt before
-    every new token.
+    PEFT 0.21 knows only the old name. With Transformers 5.24 it would not find the cache and would put its prompt
+    before every new token.
     """
     return CACHE if CACHE in prepare_inputs.__code__.co_consts else "past_key_values"
 
 
-class _BothNames:
-    """What an output class of Transformers before 5.24 lacks to answer to `cache`."""
+class _BothNames(OrderedDict[str, Any]):
+    """Mixed in before an output class of Transformers before 5.24, it makes `cache` another name of the old name."""
+
+    past_key_values: Any
 
     @property
     def cache(self) -> Any:
@@ -154,25 +180,29 @@ class _BothNames:
         super().__setattr__(_former(name), value)
 
     def __contains__(self, key: object) -> bool:
-        return super().__contains__(_former(key))
+        return bool(super().__contains__(_former(key)))
 
     def get(self, key: str, default: Any = None) -> Any:
         return super().get(_former(key), default)
 
-    def __reduce__(self):
-        _, args, *rest = super().__reduce__()
+    def __reduce__(self) -> tuple[Any, ...]:
+        reduced: Any = super().__reduce__()
+        _, args, *rest = reduced
         return _made_with_both_names, (type(self).__mro__[2], *args), *rest
 
 
 def _former(name: Any) -> Any:
+    """Return the name of this release for the cache when `name` is the newer one, else `name`."""
     return CACHE if name == "cache" else name
 
 
 def _made_with_both_names(output_class: type, *args: Any) -> Any:
+    """Make an output of `output_class` with both names; pickled outputs are restored by it."""
     return _class_with_both_names(output_class)(*args)
 
 
 _CLASSES: dict[type, type] = {}
+"""Output class -> the same class with both names."""
 
 
 def _class_with_both_names(output_class: type) -> type:

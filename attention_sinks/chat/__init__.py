@@ -1,1 +1,1 @@
-"""Conversations without end."""
+"""Chats that never end: a model answers turn after turn in one stream."""

@@ -1,4 +1,4 @@
-"""`StreamingChat`: conversations without end, in which only what is new is ever fed."""
+"""`StreamingChat`: endless conversations that feed each message to the model only once."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import copy
 import json
 import os
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar, cast, overload
 
 import torch
-from transformers import GenerationConfig
-from transformers.cache_utils import Cache
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.storage import read_file, write_file
 from ..versions import CACHE
-from .decoding import decode
+from .decoding import Said, decode
 from .interrupts import interrupts_held_back
 from .template import ChatTemplate
-from .text import Voice
+from .text import AnswerText
 
 KIND = "StreamingChat"
-"""What a saved chat calls itself."""
+"""The kind that the file of a saved chat names."""
+
+ChatT = TypeVar("ChatT", bound="StreamingChat")
 
 
 class StreamingChat:
     """A conversation that never ends, or several at once, at constant memory and cost per token.
 
-    A turn feeds what the model's chat template adds for it and nothing else; the past is in the cache alone. What the
-    model has said stays in the stream as it was said.
+    A turn feeds only the tokens that the model's chat template adds for it; the cache holds the past. The model's
+    answers stay in the stream as the model wrote them.
 
     Parameters
     ----------
@@ -39,21 +41,22 @@ class StreamingChat:
     tokenizer : PreTrainedTokenizerBase
         Its tokenizer.
     system : str, optional
-        System prompt. Default: what the chat template says when none is given.
+        System prompt. By default the chat template decides, which may have a system prompt of its own.
     generation_config : GenerationConfig, optional
-        How answers are chosen, greedily or by sampling, and where they end; may be changed between turns. What it
-        leaves open is as in the model's own. `max_new_tokens`, else `max_length`, else 1,024 limits every answer.
+        How answers are chosen, greedily or by sampling, and where they end. It may be changed between turns. Values
+        that it leaves open come from the model's own generation config. The default is that config. `max_new_tokens`,
+        else `max_length`, else 1,024 limits every answer.
     pin_system_prompt : bool, default True
-        Never forget the system prompt: all tokens before the words of the first message become sinks of this chat's
-        cache, if they are more than the model's S. The window stays the model's W.
+        Whether the chat never forgets the system prompt. If so, all tokens before the words of the first message
+        become sinks of this chat's cache when they are more than the model's S. The window stays the model's W.
     chat_template : str, optional
-        Jinja template, or the name of one of the tokenizer's, for a tokenizer without one or with one that rewrites
-        earlier messages. Default: the tokenizer's own.
+        Jinja template, or the name of one of the tokenizer's. It helps where the tokenizer has no template or one that
+        rewrites earlier messages. The default is the tokenizer's own template.
 
     Attributes
     ----------
     cache : AttentionSinkKVCache
-        The streams of the conversations.
+        The cache that holds the streams of the conversations, one row for each.
 
     Raises
     ------
@@ -71,52 +74,66 @@ class StreamingChat:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         system: str | None = None,
         generation_config: GenerationConfig | None = None,
         pin_system_prompt: bool = True,
         chat_template: str | None = None,
     ) -> None:
-        if not model.can_generate():
+        self.model = cast(Any, model)  # a PeftModel passes on what it lacks, which no type says
+        self.tokenizer = tokenizer
+        if not self.model.can_generate():
             raise ValueError(
                 f"model={type(model).__name__} cannot generate; use a model loaded with AutoModelForCausalLM."
             )
-        self.model, self.tokenizer = model, tokenizer
         self.template = ChatTemplate(tokenizer, system, chat_template)
-        self.generation_config = copy.deepcopy(generation_config or model.generation_config)
+        self.generation_config: GenerationConfig = copy.deepcopy(generation_config or self.model.generation_config)
         self.cache = self.make_cache(len(self.template.prefix()) if pin_system_prompt else 0)
-        self._unfed: list[list[int]] | None = None  # by row, said but not fed yet; None before the first turn
-        self._turn: weakref.ref[Iterator] | None = None
+        self._unfed: list[list[int]] | None = None  # tokens of each row, said but not fed; None before the first turn
+        self._turn: weakref.ref[Generator[Any, None, None]] | None = None  # the answer that is being made
 
-    def make_cache(self, sink_size: int) -> Cache:
-        """The cache of this chat: the model's sizes, with at least `sink_size` sinks."""
+    def make_cache(self, sink_size: int) -> AttentionSinkKVCache:
+        """Make the cache of this chat, with the model's sizes but at least `sink_size` sinks.
+
+        A subclass may make another cache here. A chat in a cache of another class cannot be saved.
+        """
         settings = setup_of(self.model).settings
         return AttentionSinkKVCache(self.model, max(sink_size, settings.sink_size), settings.window_size)
 
-    def send(self, text: str | Sequence[str]) -> Iterator[str] | Iterator[list[str]]:
-        """Say something and read the answer while it is made.
+    @overload
+    def send(self, text: str) -> Iterator[str]: ...
 
-        Nothing is fed before the first piece is asked for. Closing the iterator, leaving its loop, Ctrl-C or sending
-        the next message stop the answer: what has been said until then stays said, and the next turn closes it.
+    @overload
+    def send(self, text: list[str] | tuple[str, ...]) -> Iterator[list[str]]: ...
+
+    def send(self, text: str | list[str] | tuple[str, ...]) -> Iterator[str] | Iterator[list[str]]:
+        """Send a message and return an iterator over the answer, which the model makes while it is read.
+
+        The model reads nothing before the first piece is asked for. Four things stop the answer: closing the iterator,
+        leaving its loop, Ctrl-C and sending the next message. The words said until then stay in the stream, and the
+        next turn closes the answer.
 
         Parameters
         ----------
-        text : str or list of str
-            A message of any length; a list has one for each of several conversations, the same number in every turn.
+        text : str, list of str or tuple of str
+            A message of any length. A list or tuple has one message for each of several conversations, the same number
+            in every turn.
 
         Returns
         -------
         iterator of str, or of list of str
-            Pieces of the answer, mostly a word each. For several conversations lists with a piece of each, which is
-            empty where there is none now or the answer has ended.
+            Pieces of the answer, most of them a word. For several conversations, lists with one piece of each; a piece
+            is empty when that answer has no new word or has ended.
 
         Raises
         ------
-        TypeError, ValueError
-            For anything but text, another number of conversations, or, when the first piece is asked for, a generation
-            config that cannot stream. After these, as after any error while the message is read, the chat is as it was.
+        TypeError
+            When `text` is not text.
+        ValueError
+            When `text` has another number of messages than the chat has conversations; or, with the first piece, when
+            the generation config cannot stream. After any error before the first piece, the chat is as it was.
         """
         texts = self._checked(text)
         self.stop()
@@ -125,18 +142,19 @@ class StreamingChat:
         return turn
 
     def stop(self) -> None:
-        """Stop the answer being made, if there is one; the chat can go on."""
-        turn = self._turn and self._turn()
+        """Stop the answer that is being made, if there is one. The chat can go on."""
+        turn = None if self._turn is None else self._turn()
         if turn is not None:
             turn.close()
 
     def reset(self) -> None:
-        """Forget the conversations; the next message begins new ones, of any number."""
+        """Forget the conversations. The next message begins new ones, of any number."""
         self.stop()
         self.cache.reset()
         self._unfed = None
 
-    def _checked(self, text: str | Sequence[str]) -> list[str]:
+    def _checked(self, text: Any) -> list[str]:
+        """Return the message of each conversation, or raise what `send` raises."""
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not all(isinstance(each, str) for each in texts):
             raise TypeError(f"text={text!r:.80} must be a str, or a list of them for several conversations.")
@@ -151,11 +169,21 @@ class StreamingChat:
 
     # ---- saving
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the conversations to one safetensors file, also in the middle of an answer; `load` goes on from there.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversations to one safetensors file, from which `load` continues, even amid an answer.
 
-        The file holds the cache, the tokens that are not in it yet, system prompt, chat template and generation config.
-        It replaces what is at `path` once it is complete.
+        The file holds the cache, the tokens that are not in the cache yet, the system prompt, the chat template and the
+        generation config. A file that is already at `path` is replaced once the new one is complete.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file to write.
+
+        Raises
+        ------
+        NotImplementedError
+            When the chat's cache is not an `AttentionSinkKVCache`.
         """
         if not isinstance(self.cache, AttentionSinkKVCache):
             raise NotImplementedError(f"a chat in a {type(self.cache).__name__} cannot be saved; use a StreamingChat.")
@@ -173,32 +201,49 @@ class StreamingChat:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, model: Any, tokenizer: Any, *, generation_config: GenerationConfig | None = None
-    ) -> StreamingChat:
-        """The chat that was saved to `path`, for the same model and tokenizer, also when loaded anew.
+        cls: type[ChatT],
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        generation_config: GenerationConfig | None = None,
+    ) -> ChatT:
+        """Restore the chat that was saved to `path`.
 
-        `generation_config` takes the place of the one that was saved.
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file that `save` wrote.
+        model, tokenizer : PreTrainedModel or PeftModel, PreTrainedTokenizerBase
+            The model and tokenizer of the saved chat, or the same checkpoint loaded anew.
+        generation_config : GenerationConfig, optional
+            It takes the place of the saved one.
 
         Raises
         ------
         OSError
             When there is no such file.
         ValueError
-            When the file is truncated, altered or something else, or its chat is that of another model or tokenizer.
+            When the file is truncated, altered or of another kind, or its chat belongs to another model or tokenizer.
         """
         tensors, state = read_file(path)
         if state.get("kind") != KIND:
             raise ValueError(f"path={str(path)!r} holds a {state.get('kind')}, not a {KIND}; use load() of that class.")
         if generation_config is None:
             generation_config = GenerationConfig.from_dict(state["generation_config"])
-        options = {"system": state["system"], "chat_template": state["chat_template"]}
-        chat = cls(model, tokenizer, generation_config=generation_config, **options)
+        chat = cls(
+            model,
+            tokenizer,
+            system=state["system"],
+            generation_config=generation_config,
+            chat_template=state["chat_template"],
+        )
         if chat.template.next_turn("") != state["turn"]:
             raise ValueError(
                 f"path={str(path)!r} holds a chat with another tokenizer or chat template; use those it was saved with."
             )
         try:
-            chat.cache = AttentionSinkKVCache.from_snapshot(model, tensors, state["cache"])
+            chat.cache = AttentionSinkKVCache.from_snapshot(chat.model, tensors, state["cache"])
         except ValueError as error:
             raise ValueError(f"{error} (path={str(path)!r})") from error
         chat._unfed = state["unfed"]
@@ -206,35 +251,38 @@ class StreamingChat:
 
     # ---- one turn
 
-    def _take_turn(self, texts: list[str], alone: bool) -> Iterator[str] | Iterator[list[str]]:
-        """Pieces of the answers as lists or, for a conversation `alone`, one by one."""
-        voices = [Voice(self.tokenizer) for _ in texts]
+    def _take_turn(self, texts: list[str], alone: bool) -> Generator[Any, None, None]:
+        """Yield lists with a piece of each answer or, for a conversation `alone`, its pieces."""
+        answers = [AnswerText(self.tokenizer) for _ in texts]
         steps = decode(self.model, self.tokenizer, self._new_tokens(texts), self.generation_config, self._feed)
         while (step := self._next(steps)) is not None:
-            pieces = [voice.say(token, ended) for voice, token, ended in zip(voices, *step, strict=True)]
+            pieces = [answer.add(token, ended) for answer, token, ended in zip(answers, *step, strict=True)]
             if any(pieces):
                 yield pieces[0] if alone else pieces
 
     def _new_tokens(self, texts: list[str]) -> list[list[int]]:
-        """What the model has not read yet: what it said last, and what the template adds for this turn."""
+        """Return the tokens that each row feeds: those that were said but not fed, and those that this turn adds."""
         if self._unfed is None:
             return [self.template.first_turn(text) for text in texts]
         return [unfed + self.template.next_turn(text) for unfed, text in zip(self._unfed, texts, strict=True)]
 
-    def _next(self, steps: Iterator) -> tuple | None:
-        """One step, whole: Ctrl-C does not separate what is said from what is known to have been said."""
+    def _next(self, steps: Iterator[Said]) -> Said | None:
+        """Run one step and note its tokens as unfed. Ctrl-C waits until both are done."""
         with interrupts_held_back():
             step = next(steps, None)
-            for unfed, token in zip(self._unfed, step[0] if step else (), strict=False):
-                unfed += [token] if token is not None else []
+            if step is not None and self._unfed is not None:
+                for unfed, token in zip(self._unfed, step[0], strict=True):
+                    if token is not None:
+                        unfed.append(token)
         return step
 
     def _feed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
-        """Feed the columns [batch, n] that the mask leaves; a row that fed some has nothing unfed."""
+        """Feed the columns [batch, n] that the mask keeps. A row that has fed a token has no unfed tokens any more."""
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **{CACHE: self.cache}, **arguments
         )
         fed = [True] * len(input_ids) if attention_mask is None else attention_mask.any(dim=1).tolist()
         before = self._unfed or [[]] * len(fed)
         self._unfed = [[] if row_fed else unfed for row_fed, unfed in zip(fed, before, strict=True)]
-        return outputs.logits
+        logits: torch.Tensor = outputs.logits
+        return logits

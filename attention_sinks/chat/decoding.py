@@ -1,4 +1,4 @@
-"""`generate` turned inside out: tokens are asked for one step at a time, in the caller's own thread."""
+"""Run the decoding loop of `generate` as an iterator: the caller asks for one step at a time, in its own thread."""
 
 from __future__ import annotations
 
@@ -12,45 +12,54 @@ from transformers import GenerationConfig, StoppingCriteriaList, StopStringCrite
 from transformers.generation import GenerationMode
 
 ANSWER_LENGTH = 1024
-"""Most new tokens where the generation config sets no limit."""
+"""The most new tokens of an answer when the generation config sets no limit."""
 
 Feed = Callable[..., torch.Tensor]
-"""Calls the model: `input_ids`, `attention_mask` (None: all are tokens) and the like to logits [batch, n, words]."""
+"""A function that calls the model with `input_ids`, `attention_mask` and other keywords and returns logits
+[batch, columns, words]. Without a mask, every column is a token."""
 
 Said = tuple[list[int | None], list[bool]]
-"""By row: the token said, None for one that only ends the answer and after its end; whether the answer has ended."""
+"""For each row, the token that was said and whether the answer has ended. The token is None when it only ends the
+answer, and after the end."""
 
 
 def decode(
     model: Any, tokenizer: Any, prompts: list[list[int]], generation_config: GenerationConfig, feed: Feed
 ) -> Iterator[Said]:
-    """Answer `prompts` as `generate` would, greedily or by sampling; it prepares processors and stopping criteria.
+    """Answer `prompts` as `generate` would, greedily or by sampling.
+
+    `generate` itself prepares the logits processors and the stopping criteria.
 
     Parameters
     ----------
     model, tokenizer : PreTrainedModel, PreTrainedTokenizerBase
-        Whose `generate` and whose words they are.
+        The model whose `generate` runs the loop, and its tokenizer.
     prompts : list of list of int
         New tokens of each row.
     generation_config : GenerationConfig
-        What it leaves open is as in the model's own.
+        How tokens are chosen. Values that it leaves open come from the model's own generation config.
     feed : callable
-        Calls the model. Finished rows are masked and feed nothing; the last token of an answer is not fed.
+        Calls the model. Finished rows are masked and feed nothing. The last token of an answer is not fed.
+
+    Returns
+    -------
+    iterator of `Said`
+        One item for each step.
 
     Raises
     ------
     ValueError
-        For a config that asks for beams, several sequences or an assistant.
+        When the config asks for beams, several sequences or an assistant.
     """
     config = _prepared(generation_config, model.generation_config, tokenizer)
     _check_mode(config)
     _limit(config, model.generation_config, prompt_length=max(map(len, prompts)))
-    device = "cpu" if model.device.type == "meta" else model.device  # weights on disk come in where the input is
+    device = "cpu" if model.device.type == "meta" else model.device  # weights on disk are loaded to where the input is
     ids, mask = _left_padded(prompts, device)
-    # The criterion is made here because `generate` keeps the tokenizer from a loop that is not its own.
+    # This function makes the criterion, because `generate` does not pass the tokenizer to a custom loop.
     stop_strings, config.stop_strings = config.stop_strings, None
     criteria = [StopStringCriteria(tokenizer, stop_strings)] if stop_strings else []
-    return model.generate(
+    steps: Iterator[Said] = model.generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
@@ -58,6 +67,7 @@ def decode(
         custom_generate=partial(_steps, mask=mask, feed=feed),
         **({"stop_strings": None} if model.generation_config.stop_strings else {}),
     )
+    return steps
 
 
 @torch.no_grad()
@@ -72,11 +82,12 @@ def _steps(
     feed: Feed,
     **model_kwargs: Any,
 ) -> Iterator[Said]:
-    """The decoding loop that `generate` runs with what it has prepared."""
-    ends = generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
+    """Run the decoding loop; `generate` calls it with the processors and criteria that it has prepared."""
+    end = generation_config.eos_token_id
+    ends = set(end if isinstance(end, list) else [end])
     last_only = {"logits_to_keep": model_kwargs["logits_to_keep"]} if "logits_to_keep" in model_kwargs else {}
-    columns, going = input_ids, torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    columns = input_ids
+    going = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)  # rows whose answer goes on
     while bool(going.any()):
         logits = feed(input_ids=columns, attention_mask=None if bool(mask.all()) else mask, **last_only)[:, -1]
         scores = logits_processor(input_ids, logits.to(input_ids.device, torch.float32, copy=True))
@@ -92,37 +103,40 @@ def _steps(
         yield said, (~going).tolist()
 
 
-def _choose(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
+def _choose(scores: torch.Tensor, do_sample: bool | None) -> torch.Tensor:
+    """Choose the next token of each row, [batch] int64, from `scores` [batch, words]."""
     if do_sample:
         return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
     return scores.argmax(dim=-1)
 
 
 def _prepared(config: GenerationConfig, defaults: GenerationConfig, tokenizer: Any) -> GenerationConfig:
-    """A copy with an end and a padding token, which `generate` would guess with a warning."""
+    """Copy `config` and set its end and padding tokens, which `generate` would guess with a warning."""
     config = copy.deepcopy(config)
     config.update(**defaults.to_dict(), defaults_only=True)
     if config.eos_token_id is None:
         config.eos_token_id = tokenizer.eos_token_id
     if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id or 0  # always masked
-    config.use_cache = False  # `feed` has the cache
+        config.pad_token_id = tokenizer.pad_token_id or 0  # padding is always masked
+    config.use_cache = False  # `feed` keeps the cache
     return config
 
 
 def _limit(config: GenerationConfig, defaults: GenerationConfig, prompt_length: int) -> None:
-    """Let `max_length` count new tokens as well: a prompt is never too long for a stream.
+    """Limit only the new tokens, also where `config` sets `max_length`: a prompt is never too long for a stream.
 
-    `generate` warns when both lengths are set, and takes from the model's own config what is not.
+    `generate` takes a length that `config` leaves open from `defaults`, and warns when `config` sets both lengths.
     """
     limit = config.max_new_tokens or config.max_length or ANSWER_LENGTH
     if defaults.max_length is None:
         config.max_new_tokens, config.max_length = limit, None
     else:
-        config.max_new_tokens, config.max_length = defaults.max_new_tokens and limit, prompt_length + limit
+        config.max_new_tokens = None if defaults.max_new_tokens is None else limit
+        config.max_length = prompt_length + limit
 
 
 def _check_mode(config: GenerationConfig) -> None:
+    """Raise ValueError when `config` asks for anything but one sequence by greedy search or sampling."""
     mode, count = config.get_generation_mode(), config.num_return_sequences or 1
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) or count > 1:
         raise ValueError(
@@ -132,7 +146,10 @@ def _check_mode(config: GenerationConfig) -> None:
 
 
 def _left_padded(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, both [batch, longest]; a row's own first token pads it: some versions penalise padding."""
+    """Return token ids and mask, both [batch, longest].
+
+    The first token of each row pads it, because some releases of Transformers penalise the tokens of the padding too.
+    """
     longest = max(map(len, prompts))
     ids = torch.tensor([row[:1] * (longest - len(row)) + row for row in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)

@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment of our choosing."""
+"""Defer Ctrl-C to a safe point."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
 def interrupts_held_back() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C takes effect after the block, where all is in order; pressed twice, at once.
+    """Let Ctrl-C take effect only after the block; a second Ctrl-C takes effect at once.
 
-    In another thread than the main one there is nothing to hold back: Python interrupts the main thread alone.
+    The block runs unprotected in any thread but the main one, because Python interrupts only the main thread.
 
     Yields
     ------
@@ -23,12 +24,12 @@ def interrupts_held_back() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield lambda: False
         return
-    pressed: list[tuple] = []
+    pressed: list[tuple[int, FrameType | None]] = []
 
-    def remember(*arguments) -> None:
-        pressed.append(arguments)
+    def remember(number: int, frame: FrameType | None) -> None:
+        pressed.append((number, frame))
         if len(pressed) > 1:
-            handler(*arguments)
+            handler(number, frame)
 
     signal.signal(signal.SIGINT, remember)
     try:

@@ -1,4 +1,4 @@
-"""What a turn of a chat adds to its stream: the difference that the model's chat template makes, never the history."""
+"""Render what one turn adds to the stream of a chat. The model's chat template decides; the history is not rendered."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 from jinja2 import TemplateError
 
 QUESTION, ANSWER = "question", "answer"
-"""Stand-ins for what was said before: a template that leaves earlier text alone adds the same after any history."""
+"""Stand-ins for earlier messages. A template that leaves earlier text alone adds the same tokens after any others."""
 
 
 class ChatTemplate:
-    """Tokens of the turns of an endless conversation, at a cost that does not depend on what came before.
+    """Render the turns of an endless conversation as tokens, at a cost that does not depend on the history.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-        Renders and tokenizes.
+        The tokenizer that renders and tokenizes.
     system : str, optional
-        System prompt. Default: what the template says when none is given.
+        System prompt. By default the template decides, which may have a system prompt of its own.
     chat_template : str, optional
-        Jinja template, or the name of one of the tokenizer's. Default: the tokenizer's own.
+        Jinja template, or the name of one of the tokenizer's. The default is the tokenizer's own template.
 
     Raises
     ------
     TypeError
         When `system` is no text.
     ValueError
-        When there is no template, or it refuses the messages, or it rewrites earlier text when a turn is added.
+        When there is no template, when it refuses the messages, or when it rewrites earlier text with a new turn.
     """
 
     def __init__(self, tokenizer: Any, system: str | None = None, chat_template: str | None = None) -> None:
@@ -46,21 +46,24 @@ class ChatTemplate:
         self._check_history()
 
     def first_turn(self, text: str) -> list[int]:
-        """Tokens that begin a conversation with the message `text` and open its answer."""
+        """Return the tokens that begin a conversation with the message `text` and open its answer."""
         return self._tokenize(self._render(text))
 
     def next_turn(self, text: str) -> list[int]:
-        """Tokens that close the answer before, whatever it said, ask `text` and open the next answer."""
+        """Return the tokens that close the last answer, whatever it said, ask `text` and open the next answer."""
         return self._after_answer(QUESTION, ANSWER, text)
 
     def prefix(self) -> list[int]:
-        """Tokens before the words of the first message: system prompt and header, the same in every conversation."""
+        """Return the tokens before the words of the first message, which are the same in every conversation.
+
+        They are the system prompt and the header of the message.
+        """
         alike = commonprefix([self._render(QUESTION), self._render(ANSWER)])
         pairs = zip(self._tokenize(alike), self.first_turn(QUESTION), strict=False)
         return [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def _after_answer(self, *contents: str) -> list[int]:
-        """Tokens that a conversation ending in `ANSWER`, text has from the end of that answer on."""
+        """Return the tokens that follow the answer in a conversation that ends with `ANSWER` and one more message."""
         before, whole = self._render(*contents[:-2]), self._render(*contents)
         said = whole[len(before) :].lstrip()
         if not (whole.startswith(before) and said.startswith(ANSWER)):
@@ -75,7 +78,7 @@ class ChatTemplate:
         return tokens[len(head) :] if tokens[: len(head)] == head else self._tokenize(rest)
 
     def _check_history(self) -> None:
-        """A turn must add the same after a short history and after a longer one."""
+        """Raise ValueError when a turn adds other tokens after a longer history than after a short one."""
         short = self.next_turn(QUESTION)
         if self._after_answer(QUESTION, ANSWER, QUESTION, ANSWER, QUESTION) != short:
             raise ValueError(
@@ -84,11 +87,11 @@ class ChatTemplate:
             )
 
     def _render(self, *contents: str) -> str:
-        """A conversation of these messages, user and assistant in turn, with the next answer opened."""
+        """Render `contents`, messages of user and assistant in turn, and the opening of the next answer."""
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
         messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
         try:
-            return self.tokenizer.apply_chat_template(
+            rendered: str = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
@@ -98,11 +101,14 @@ class ChatTemplate:
                 + f" ({error}); pass another chat_template"
                 + (", or leave system out." if self.system is not None else ".")
             ) from error
+        return rendered
 
     def _tokenize(self, text: str) -> list[int]:
-        """The template has written special tokens already; the tokenizer adds none."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        """Tokenize rendered text; the tokenizer adds no special tokens, because the template has written them."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
 
 def _name(tokenizer: Any) -> str:
+    """Return a name of `tokenizer` for error messages."""
     return getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__

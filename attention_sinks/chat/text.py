@@ -1,4 +1,4 @@
-"""The tokens of one answer as text, in pieces of whole words."""
+"""Turn the tokens of one answer into text, in pieces of whole words."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ import unicodedata
 from typing import Any
 
 WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-"""How the Unicode names of letters begin in scripts that put no spaces between words: each letter is a piece."""
+"""Prefixes of the Unicode names of letters in scripts without spaces between words, where each letter is a piece."""
 
 
-class Voice:
-    """Takes tokens one by one and gives out text as soon as no later token can change it.
+class AnswerText:
+    """Take tokens one by one and return text as soon as no later token can change it.
 
-    The rule is our own, because the streamers of Transformers keep other rules in each release. A word is whole when a
-    space follows it, since a tokenizer may join what it decodes next to it.
+    A word is whole when a space follows it, because a tokenizer may join neighbouring tokens. The streamers of
+    Transformers follow other rules in each release, so this class has its own.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The tokenizer that decodes the tokens.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._tokens: list[int] = []  # of the line so far, and the one before it
-        self._given = 0  # characters of their text that have been given out
+        self._tokens: list[int] = []  # of the current line, after the last token of the line before it
+        self._returned = 0  # how many characters of their text have been returned
 
-    def say(self, token: int | None, ended: bool) -> str:
-        """The text that is ready after `token`, and all of it when the answer has `ended`."""
+    def add(self, token: int | None, ended: bool) -> str:
+        """Add `token`, if there is one, and return the text that is now ready; all of it when the answer `ended`."""
         if token is not None:
             self._tokens.append(token)
         text = self._decode()
         ready = len(text) if ended else _length_of_whole_words(text)
-        piece, self._given = text[self._given : ready], max(self._given, ready)
-        if text.endswith("\n"):  # the next line is decoded beside one token of this one, which keeps its first space
+        piece = text[self._returned : ready]
+        self._returned = max(self._returned, ready)
+        if text.endswith("\n"):  # one token of this line stays, because it preserves the first space of the next one
             self._tokens = self._tokens[-1:]
-            self._given = len(self._decode())
+            self._returned = len(self._decode())
         return piece
 
     def _decode(self) -> str:
-        return self.tokenizer.decode(self._tokens, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(self._tokens, skip_special_tokens=True)
+        return text
 
 
 def _length_of_whole_words(text: str) -> int:

@@ -1,1 +1,1 @@
-"""What generate does differently for an injected model."""
+"""The changes to `generate` for a model with attention sinks, and a decoding loop of our own."""

@@ -1,12 +1,12 @@
-"""Contrastive search over a sink cache, as a callable for `generate`: likely tokens that repeat nothing."""
+"""Contrastive search over a sink cache: a decoding loop for `generate` that chooses likely tokens but no repetition."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import normalize
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..cache.cache import AttentionSinkKVCache
@@ -14,31 +14,34 @@ from ..versions import CACHE
 
 
 def contrastive_search(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
+    model: Any,
+    input_ids: Any,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     **model_kwargs: Any,
 ) -> GenerateDecoderOnlyOutput | torch.Tensor:
-    """The decoding loop of `model.generate(..., penalty_alpha=0.6, top_k=4, custom_generate=contrastive_search)`.
+    """Choose tokens by contrastive search (Su et al. 2022, arXiv 2202.06417, equation 5).
 
-    Of the `top_k` likeliest tokens v it takes the one with the highest
+    This function is not called but given to `generate`, as its decoding loop:
+    `model.generate(..., penalty_alpha=0.6, top_k=4, custom_generate=contrastive_search)`.
+
+    Among the `top_k` likeliest tokens v it chooses the one with the highest
 
         (1 - penalty_alpha) p(v) - penalty_alpha max_j cos(h_v, h_j)
 
-    where h are last hidden states and j runs over the tokens before v (Su et al. 2022, arXiv 2202.06417, equation 5);
-    at constant cost, over the S+W+1 most recent ones of this call.
+    where h are last hidden states and j runs over the S+W+1 most recent tokens of this call, so that the cost per token
+    is constant.
 
     Returns
     -------
     torch.Tensor or GenerateDecoderOnlyOutput
-        Sequences [batch, columns]. The returned cache holds all of them, the last token included.
+        Sequences [batch, columns]. The returned cache holds all their tokens, including the last one.
 
     Raises
     ------
     ValueError
-        When `penalty_alpha` is not given, or the cache is not a sink cache.
+        When `penalty_alpha` or `top_k` is not given, or the cache is not a sink cache.
     """
     alpha, top_k, cache = generation_config.penalty_alpha, generation_config.top_k, model_kwargs.get(CACHE)
     if alpha is None or not top_k:
@@ -73,18 +76,21 @@ def contrastive_search(
         said = torch.cat([said, ~finished[:, None]], dim=1)[:, recent]
         token = candidates.gather(1, best[:, None])
         if bool(finished.any()):
-            token = token.masked_fill(finished[:, None], int(generation_config._pad_token_tensor))
+            padding = int(cast(torch.Tensor, generation_config._pad_token_tensor))
+            token = token.masked_fill(finished[:, None], padding)
         input_ids = torch.cat([input_ids, token], dim=1)
         finished = finished | stopping_criteria(input_ids, scores)
         if not generation_config.output_scores:
             scores = ()
+    sequences: torch.Tensor = input_ids
     if not generation_config.return_dict_in_generate:
-        return input_ids
-    return GenerateDecoderOnlyOutput(sequences=input_ids, scores=scores or None, **{CACHE: cache})
+        return sequences
+    output: dict[str, Any] = {"sequences": sequences, "scores": scores or None, CACHE: cache}
+    return GenerateDecoderOnlyOutput(**output)
 
 
 def _tokens(mask: torch.Tensor | None, context: torch.Tensor) -> torch.Tensor:
-    """[batch, columns] bool: which columns of the prompt are tokens."""
+    """Return which of the last columns of the prompt are tokens, [batch, columns] bool."""
     if mask is None:
         return torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
     return mask[:, -context.shape[1] :] != 0

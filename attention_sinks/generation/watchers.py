@@ -1,4 +1,4 @@
-"""Noticing when the rows of a `generate` call are done: what a stopping criterion says, passed on to who must know."""
+"""Pass on what stopping criteria say, so that others learn which rows of a `generate` call have finished."""
 
 from __future__ import annotations
 
@@ -12,35 +12,45 @@ from ..cache.cache import AttentionSinkKVCache
 
 
 class FinishedRows:
-    """Which rows of one `generate` call have met a stopping criterion.
+    """Remember which rows of one `generate` call have met a stopping criterion.
 
-    Transformers goes on feeding a finished row until all rows are done; those columns are not part of its stream.
+    Transformers feeds a finished row until all rows have finished. Those columns are not part of the row's stream.
+
+    Attributes
+    ----------
+    rows : torch.Tensor or None
+        [batch] bool, True for a row that has finished; None before the first step.
     """
 
     def __init__(self) -> None:
         self.rows: torch.Tensor | None = None
 
     def record(self, done: torch.Tensor) -> None:
+        """Note the rows [batch] that are done."""
         self.rows = done.bool() if self.rows is None else self.rows | done.bool()
 
     def mask(self, columns: int) -> torch.Tensor | None:
-        """[batch, columns] int64, zeros in the rows that have finished; None before the first step, and for one row."""
+        """Return a mask [batch, columns] int64 with zeros in finished rows.
+
+        It is None before the first step, and for a single row that has not finished.
+        """
         if self.rows is None or (len(self.rows) == 1 and not bool(self.rows[0])):
             return None
         return (~self.rows).long()[:, None].expand(-1, columns)
 
 
 class RecordingUntilDone:
-    """Assisted decoding makes a cache record and never stops it: this does, once all rows are done.
+    """Stop a cache's recording once all rows are done. Assisted decoding starts the recording and never stops it.
 
-    Some versions of Transformers ask their criteria about a draft, too, before they feed it and take a part of it back;
-    a round has ended when columns have been fed since the criteria were last asked.
+    Some releases of Transformers also apply their criteria to a draft, before they feed it and take a part of it back.
+    So a round has ended only if columns have been fed since the criteria were last applied.
     """
 
     def __init__(self, cache: AttentionSinkKVCache) -> None:
         self._cache, self._columns = weakref.ref(cache), cache.get_seq_length()
 
     def record(self, done: torch.Tensor) -> None:
+        """Stop the recording when the rows [batch] are all `done` and a round has ended."""
         cache = self._cache()
         if cache is None:
             return
@@ -50,13 +60,13 @@ class RecordingUntilDone:
 
 
 class WatchedCriteria(StoppingCriteriaList):
-    """Stopping criteria that also tell a watcher."""
+    """Stopping criteria that also report their result to a watcher."""
 
     def __init__(self, criteria: StoppingCriteriaList, watcher: FinishedRows | RecordingUntilDone) -> None:
         super().__init__(criteria)
         self.watcher = watcher
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         done = super().__call__(input_ids, scores, **kwargs)
         self.watcher.record(done)
         return done

@@ -1,18 +1,20 @@
-"""Architectures Transformers 5 does not know by name, loaded into classes of today; no code of theirs is run.
+"""Architectures that Transformers 5 does not know by name; their checkpoints load into classes of today.
 
-Importing this package registers them with the Auto classes of Transformers, where a class of ours takes precedence over
-the code a repository names in `auto_map`, even with `trust_remote_code=True`.
+`register_legacy` registers them with the Auto classes of Transformers. A registered class takes precedence over the
+code that a repository names in `auto_map`, even with `trust_remote_code=True`, so no code of a repository runs.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
 from . import btlm, jais, qwen, stablelm_epoch, yi
 
-MODELS = {
+MODELS: dict[str, tuple[type[PreTrainedModel], ...]] = {
     "AutoModel": (yi.YiModel, stablelm_epoch.StableLMEpochModel, qwen.QWenModel, btlm.BtlmModel, jais.JaisModel),
     "AutoModelForCausalLM": (
         yi.YiForCausalLM,
@@ -42,17 +44,18 @@ MODELS = {
         jais.JaisForQuestionAnswering,
     ),
 }
-"""Auto class -> the model classes it finds by their configs."""
+"""Name of an Auto class -> the model classes that it finds by their configs."""
 
-CONVERSIONS = {"Yi": yi.CONVERSION, "qwen": qwen.CONVERSION}
-"""`config.model_type` -> how weights of its checkpoints become those of the native class."""
+CONVERSIONS: dict[str, tuple[Any, ...]] = {"Yi": yi.CONVERSION, "qwen": qwen.CONVERSION}
+"""`config.model_type` -> how Transformers turns the weights of its checkpoints into those of the native class."""
 
 
 def register_legacy() -> None:
-    """Make the Auto classes of Transformers know these types; calling it again changes nothing."""
+    """Register these types with the Auto classes of Transformers. A second call changes nothing."""
     for name, models in MODELS.items():
         for model in models:
-            AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
-            getattr(transformers, name).register(model.config_class, model, exist_ok=True)
+            config_class: Any = model.config_class
+            AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+            getattr(transformers, name).register(config_class, model, exist_ok=True)
     for model_type, conversion in CONVERSIONS.items():
         register_checkpoint_conversion_mapping(model_type, list(conversion), overwrite=True)

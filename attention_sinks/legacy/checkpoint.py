@@ -1,4 +1,4 @@
-"""A checkpoint whose weights do not fit its model is an error that names them, not a model of random weights."""
+"""Refuse a checkpoint whose weights do not fit its model, where Transformers would load random weights."""
 
 from __future__ import annotations
 
@@ -6,46 +6,50 @@ from collections.abc import Iterable
 from typing import Any
 
 HEADS = ("classifier.", "lm_head.", "qa_outputs.", "score.")
-"""How the weights of heads begin; a checkpoint may have a head its model lacks."""
+"""Prefixes of the weights of heads. A checkpoint may have a head that its model lacks."""
 
 NEW_HEADS = tuple(head for head in HEADS if head != "lm_head.")
-"""Heads a model may have that its checkpoint lacks, to be trained; a language model without its head is none."""
+"""Prefixes of heads that a model may have and its checkpoint may lack, because they are trained afterwards."""
 
 SHOWN = 3
+"""How many weights of each kind an error names."""
 
 
 class CheckedLoading:
-    """Mixed in before a model class: `from_pretrained` fails where Transformers only logs a report.
+    """Mixed in before a model class, it makes `from_pretrained` fail where Transformers only logs a report.
 
     Every weight of the decoder must be in the checkpoint, and every weight of the checkpoint must have a place. Heads
-    are excepted: one that the checkpoint has and the model lacks is left out, one for classification or question
-    answering that the checkpoint lacks is new, as everywhere in Transformers.
+    are exempt, as everywhere in Transformers: a head that only the checkpoint has is left out, and a head for
+    classification or question answering that only the model has gets new weights.
     """
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint as Transformers does; ValueError when its weights do not fit."""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(  # type: ignore[misc]  # a class of Transformers comes next
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
         check_keys(info["missing_keys"], info["unexpected_keys"], cls.__name__, pretrained_model_name_or_path)
         return (model, info) if wants_info else model
 
 
 def check_keys(missing: Iterable[str], unexpected: Iterable[str], model: str, checkpoint: Any) -> None:
-    """Check what a checkpoint lacks and what it has to spare.
+    """Check the weights that only the model or only the checkpoint has.
 
     Parameters
     ----------
     missing, unexpected : iterable of str
-        Names of weights, as in the loading info of Transformers.
+        Names of weights that the checkpoint lacks or that the model lacks, from the loading info of Transformers.
     model : str
         Name of the model class.
     checkpoint : str or os.PathLike
-        What was loaded.
+        The checkpoint that was loaded.
 
     Raises
     ------
     ValueError
-        Naming the first of the weights that do not fit.
+        When weights do not fit. The message names the first of them.
     """
     missing = sorted(key for key in missing if not key.startswith(NEW_HEADS))
     unexpected = sorted(key for key in unexpected if not key.startswith(HEADS))

@@ -1,4 +1,4 @@
-"""JAIS: the model of BTLM under another name."""
+"""JAIS, which is the model of BTLM under another name."""
 
 from .btlm import (
     BtlmForCausalLM,

@@ -1,8 +1,9 @@
-"""Qwen v1 (`model_type` "qwen": Qwen-1_8B, -7B, -14B, -72B and -Chat): Qwen2 in a layout like GPT-2's."""
+"""Qwen v1 (`model_type` "qwen": Qwen-1_8B, -7B, -14B, -72B and -Chat), which is Qwen2 with the names of GPT-2."""
 
 from typing import Any
 
 from transformers import (
+    PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2ForQuestionAnswering,
@@ -16,7 +17,7 @@ from ..architecture.spec import Limit
 from .checkpoint import CheckedLoading
 from .old_names import OldNames
 
-CONVERSION = (
+CONVERSION: tuple[WeightConverter | WeightRenaming, ...] = (
     WeightRenaming(r"^transformer\.wte\.", "model.embed_tokens."),
     WeightRenaming(r"^transformer\.ln_f\.", "model.norm."),
     WeightRenaming(r"^transformer\.h\.", "model.layers."),
@@ -38,13 +39,13 @@ CONVERSION = (
 
 
 class QWenConfig(OldNames, Qwen2Config):
-    """Qwen2's config, its file in the old names.
+    """Qwen2's config, whose file has the old names.
 
     Parameters
     ----------
     seq_length : int, default 2048
         Text length beyond which the old code changed its frequencies (`use_dynamic_ntk`) and scaled its queries
-        (`use_logn_attn`). Neither is computed here: up to `seq_length` visible tokens they make no difference.
+        (`use_logn_attn`). This class computes neither, because they change nothing up to `seq_length` visible tokens.
     """
 
     model_type = "qwen"
@@ -61,9 +62,9 @@ class QWenConfig(OldNames, Qwen2Config):
     use_logn_attn: bool = True
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         values = dict(config_dict)
-        if "intermediate_size" in values:  # the old name counts gate and up projection together
+        if "intermediate_size" in values:  # in the file it counts gate and up projection together
             values["intermediate_size"] //= 2
         values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
         return super().from_dict(values, **kwargs)
@@ -73,8 +74,8 @@ class QWenConfig(OldNames, Qwen2Config):
         return {**values, "intermediate_size": 2 * self.intermediate_size}
 
 
-def limit(config: QWenConfig) -> Limit | None:
-    """Up to where leaving out what Qwen v1 does to long texts is exact."""
+def limit(config: Any) -> Limit | None:
+    """Return up to how many visible tokens the model is exact without what Qwen v1 does to longer texts."""
     if not (config.use_dynamic_ntk or config.use_logn_attn):
         return None
     reason = f"beyond seq_length={config.seq_length} it changes frequencies and scales queries, which is not computed"
@@ -82,7 +83,7 @@ def limit(config: QWenConfig) -> Limit | None:
 
 
 class _QWen(CheckedLoading):
-    config_class = QWenConfig
+    config_class: type[PreTrainedConfig] | None = QWenConfig
 
 
 class QWenModel(_QWen, Qwen2Model): ...
@@ -98,4 +99,4 @@ class QWenForTokenClassification(_QWen, Qwen2ForTokenClassification): ...
 
 
 class QWenForQuestionAnswering(_QWen, Qwen2ForQuestionAnswering):
-    base_model_prefix = "model"  # where the weights of a language model are found
+    base_model_prefix = "model"  # the prefix of the decoder's weights in a language model

@@ -1,6 +1,7 @@
-"""StableLM as first released (`model_type` "stablelm_epoch"): StableLm whose config has other names."""
+"""StableLM as first released (`model_type` "stablelm_epoch"), which is StableLm with other names in its config."""
 
 from transformers import (
+    PreTrainedConfig,
     StableLmConfig,
     StableLmForCausalLM,
     StableLmForSequenceClassification,
@@ -13,7 +14,7 @@ from .old_names import OldNames
 
 
 class StableLMEpochConfig(OldNames, StableLmConfig):
-    """StableLm's config, its file in the old names (`rope_pct`, `norm_eps`)."""
+    """StableLm's config, whose file has the old names (`rope_pct`, `norm_eps`)."""
 
     model_type = "stablelm_epoch"
     old_names = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor", "rope_theta": "rope_theta"}
@@ -21,7 +22,7 @@ class StableLMEpochConfig(OldNames, StableLmConfig):
 
 
 class _StableLMEpoch(CheckedLoading):
-    config_class = StableLMEpochConfig
+    config_class: type[PreTrainedConfig] | None = StableLMEpochConfig
 
 
 class StableLMEpochModel(_StableLMEpoch, StableLmModel): ...

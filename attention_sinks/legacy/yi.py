@@ -1,4 +1,4 @@
-"""Yi as first released (`model_type` "Yi"): Llama with two norms named differently. Later releases are "llama"."""
+"""Yi as first released (`model_type` "Yi"): Llama with other names for two norms. Later releases are "llama"."""
 
 from transformers import (
     LlamaConfig,
@@ -7,6 +7,7 @@ from transformers import (
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
     LlamaModel,
+    PreTrainedConfig,
 )
 from transformers.core_model_loading import WeightRenaming
 
@@ -20,14 +21,14 @@ CONVERSION = (
 
 
 class YiConfig(OldNames, LlamaConfig):
-    """Llama's config under the old name."""
+    """Llama's config under the old name of its type."""
 
     model_type = "Yi"
     old_names = {"rope_theta": "rope_theta"}
 
 
 class _Yi(CheckedLoading):
-    config_class = YiConfig
+    config_class: type[PreTrainedConfig] | None = YiConfig
 
 
 class YiModel(_Yi, LlamaModel): ...
@@ -43,4 +44,4 @@ class YiForTokenClassification(_Yi, LlamaForTokenClassification): ...
 
 
 class YiForQuestionAnswering(_Yi, LlamaForQuestionAnswering):
-    base_model_prefix = "model"  # where the weights of a language model are found
+    base_model_prefix = "model"  # the prefix of the decoder's weights in a language model

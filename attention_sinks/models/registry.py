@@ -1,6 +1,6 @@
-"""Which architectures are supported: one row each.
+"""The table of supported architectures, with one entry for each `config.model_type`.
 
-A new architecture that is like an existing one is one row here; its names say where the parts to patch are found.
+A new architecture that is like an existing one needs only an entry here, with the names of the parts to patch.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from .unsupported import UNSUPPORTED
 
 
 def _rope_or_none(config: PreTrainedConfig) -> Scheme:
+    """Return the scheme of a model whose config decides whether it has positions."""
     return Rope() if config.position_embedding_type == "rope" else NoPositions()
 
 
@@ -174,7 +175,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "zamba": Architecture("ZambaAttention", NoPositions(), states_continue=False),
     "zamba2": Architecture("Zamba2Attention"),
     "zaya": zaya.ARCHITECTURE,
-    # Latent attention: what is turned lies in the values.
+    # Latent attention keeps the rotated part of its keys among the values.
     "axk1": Architecture("AXK1Attention", Rope(TRAILING_HALVES), rotated="values"),
     "axk2": deepseek_v32.sparse("AXK2Attention"),
     "bailing_hybrid": Architecture("BailingHybridAttention", Rope(TRAILING_HALVES), rotated="values"),
@@ -191,10 +192,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "sarvam_mla": Architecture("DeepseekV3Attention", Rope(TRAILING_HALVES), rotated="values"),
     "youtu": Architecture("YoutuAttention", Rope(TRAILING_HALVES), rotated="values"),
 }
-
+"""`config.model_type` -> the facts about its architecture."""
 
 OWN_TYPES = ("Yi", "btlm", "jais", "qwen", "stablelm_epoch")
-"""Types that Transformers does not know and this library registers."""
+"""Types that Transformers does not know. This library registers them."""
 
 WRAPPERS = {
     "apertus1p5": "apertus1p5_text",
@@ -212,23 +213,23 @@ WRAPPERS = {
     "qwen3_5_moe": "qwen3_5_moe_text",
     "qwen4_exp": "qwen4_exp_text",
 }
-"""Multimodal models -> their text decoders, which stream; images and sound are refused when they come."""
+"""Type of a multimodal model -> type of its text decoder, which streams. Calls with images or sound are refused."""
 
 
 def supported_model_types() -> list[str]:
-    """Sorted `config.model_type` strings that can stream and that the installed Transformers knows."""
+    """Return the `config.model_type` strings, sorted, that can stream and that the installed Transformers knows."""
     known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *OWN_TYPES}
     return sorted(filter(streams_in_this_release, {*ARCHITECTURES, *WRAPPERS} & known))
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """The row of `config.model_type`.
+    """Return the entry of `config.model_type`.
 
     Raises
     ------
     NotImplementedError
-        When the type has no row, needs a newer Transformers, is an encoder-decoder or is configured in a way that
-        cannot stream; names close matches and how to add one.
+        When the type has no entry, needs a newer Transformers, is an encoder-decoder or is configured in a way that
+        cannot stream. The message names similar types and says how to add one.
     """
     model_type = config.model_type
     if getattr(config, "is_encoder_decoder", False):

@@ -1,7 +1,7 @@
-"""The table of supported architectures as Markdown, for the installed Transformers.
+"""Write the table of supported architectures in Markdown, for the installed Transformers.
 
-`python -m attention_sinks.models.support_table` prints it; with a path, the table also goes between the
-markers of that file.
+`python -m attention_sinks.models.support_table` prints it. With the path of a file, it also writes the table between
+the markers in that file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig
 
@@ -28,11 +29,11 @@ FLAGS = {
     "flash_attention_2": "_supports_flash_attn",
     "flex_attention": "_supports_flex_attn",
 }
-"""Attention implementations, and the flag by which a model class of Transformers says that it has them."""
+"""Attention implementation -> the flag by which a model class of Transformers says that it has it. All have eager."""
 
 
 def support_table() -> str:
-    """One row for all model types whose facts are the same, those with the most types first."""
+    """Return the table. Model types with the same facts share a row, and rows with the most types come first."""
     types = defaultdict(list)
     for model_type in sorted(ARCHITECTURES):
         if model_type in supported_model_types():
@@ -45,12 +46,12 @@ def support_table() -> str:
 
 
 def updated(page: str) -> str:
-    """`page` with the table between its markers.
+    """Return `page` with the table between its markers.
 
     Raises
     ------
     ValueError
-        When it has not both markers, in their order.
+        When `page` lacks one of the markers or has them in the wrong order.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -60,7 +61,7 @@ def updated(page: str) -> str:
 
 
 def _facts(model_type: str) -> tuple[str, str, str]:
-    """Positions, attention implementations and notes; those that a config decides by its default."""
+    """Return positions, attention implementations and notes of a type, as its config is by default."""
     architecture, config = ARCHITECTURES[model_type], CONFIG_MAPPING[model_type]()
     decoder = config.get_text_config(decoder=True)
     notes = [*filter(None, [architecture.notes]), *_notes(architecture, decoder)]
@@ -68,18 +69,20 @@ def _facts(model_type: str) -> tuple[str, str, str]:
 
 
 def _positions(architecture: Architecture, config: PreTrainedConfig) -> str:
+    """Say how the layers know positions."""
     scheme = architecture.scheme(config)
     if not isinstance(scheme, Rope):
         names = {RopeTable: "rotary (neighbours)", LinearBias: "ALiBi", StoredSlopes: "ALiBi", NoPositions: "none"}
         return names[type(scheme)]
-    turns = [scheme.rotates(config, index) for index in range(config.num_hidden_layers)]
+    rotates = [scheme.rotates(config, index) for index in range(config.num_hidden_layers)]
     pairing = "neighbours" if scheme.pairing.spread is NEIGHBOURS.spread else "halves"
-    return f"rotary ({pairing})" + ("" if all(turns) else ", in some layers none")
+    return f"rotary ({pairing})" + ("" if all(rotates) else ", in some layers none")
 
 
 def _implementations(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
+    """Return the attention implementations that the model class has and that can stream."""
     kind = type(config)
-    model_class = (MODEL_FOR_CAUSAL_LM_MAPPING if kind in MODEL_FOR_CAUSAL_LM_MAPPING else MODEL_MAPPING)[kind]
+    model_class: Any = (MODEL_FOR_CAUSAL_LM_MAPPING if kind in MODEL_FOR_CAUSAL_LM_MAPPING else MODEL_MAPPING)[kind]
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class
     has = [name for name, flag in FLAGS.items() if flag is None or getattr(model_class, flag)]
     return [name for name in has if _streams_with(architecture, config, name)]
@@ -88,13 +91,13 @@ def _implementations(architecture: Architecture, config: PreTrainedConfig) -> li
 def _streams_with(architecture: Architecture, config: PreTrainedConfig, implementation: str) -> bool:
     try:
         config._attn_implementation = implementation
-    except ValueError:  # some configs know better than the flag of their class
+    except ValueError:  # some configs refuse what the flag of their class allows
         return False
     return architecture.streams(config)
 
 
 def _notes(architecture: Architecture, config: PreTrainedConfig) -> list[str]:
-    """What follows from the facts."""
+    """Return the notes that follow from the facts."""
     kinds = architecture.kinds(config)
     limited, indexed = architecture.limit(config) is not None, any(kind.indexed for kind in kinds)
     sliding = {bool(kind.window) for kind in kinds if kind.attends}

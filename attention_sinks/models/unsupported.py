@@ -1,4 +1,4 @@
-"""Which causal language models of Transformers cannot stream, and why."""
+"""The causal language models of Transformers that cannot stream, each with the reason."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ _TYPES = {
 UNSUPPORTED: dict[str, str] = {
     model_type: reason for reason, model_types in _TYPES.items() for model_type in model_types.split()
 }
-"""`config.model_type` -> why it cannot stream."""
+"""`config.model_type` -> the reason why it cannot stream, with the model as its subject."""

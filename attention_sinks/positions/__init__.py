@@ -1,1 +1,1 @@
-"""How a layer knows where its keys are: rotary angles, linear biases, or not at all."""
+"""How a layer knows where its keys are: by rotary angles, by linear biases or not at all."""

@@ -1,4 +1,4 @@
-"""Attention with linear biases (ALiBi, arXiv 2108.12409): scores fall with distance, nothing is rotated."""
+"""Attention with linear biases (ALiBi, arXiv 2108.12409): scores fall with the distance, and no key is rotated."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Alibi:
     Parameters
     ----------
     slopes : torch.Tensor
-        [num_attention_heads] float32.
+        [num_attention_heads] float32, the bias of each head per position.
     scale : float, default 1.0
-        Factor on the bias; Falcon scales it like the scores.
+        Factor on the bias. Falcon scales the bias like the scores.
     dtype : torch.dtype, default float32
-        Slopes and their products with positions are rounded to it; Falcon was trained with bfloat16.
+        Slopes and their products with positions are rounded to this type. Falcon was trained with bfloat16.
     """
 
     slopes: torch.Tensor
@@ -27,19 +27,19 @@ class Alibi:
     dtype: torch.dtype = torch.float32
 
     def bias(self, query_position: torch.Tensor, key_position: torch.Tensor) -> torch.Tensor:
-        """What is added to the scores.
+        """Return the bias, which is added to the scores.
 
         Parameters
         ----------
         query_position : torch.Tensor
-            [R, queries], places within the cache.
+            [R, queries], cache positions of the queries.
         key_position : torch.Tensor
-            [R, queries, keys], places within the cache as each query sees them.
+            [R, queries, keys], cache positions of the keys as each query sees them.
 
         Returns
         -------
         torch.Tensor
-            [R, heads, queries, keys] float32, zero at the query's own place.
+            [R, heads, queries, keys] float32, zero at the query's own position.
         """
         return self._at(key_position) - self._at(query_position[..., None])
 
@@ -49,8 +49,12 @@ class Alibi:
 
 
 def alibi_slopes(num_heads: int) -> torch.Tensor:
-    """[num_heads] slopes: a geometric sequence from 2^(-8/n), and for n that is no power of two every second one of
-    the next longer sequence for the heads that are left (the paper's footnote on such head counts)."""
+    """Return the slopes of `num_heads` heads, [num_heads] float32.
+
+    For a power of two n, they are a geometric sequence that begins with 2^(-8/n). For any other number of heads, n is
+    the next lower power of two, and the other heads take every second slope of the sequence for 2n. The ALiBi paper
+    (arXiv 2108.12409) says so in a footnote.
+    """
     power = 2 ** math.floor(math.log2(num_heads))
     exponents = [8 / power * (i + 1) for i in range(power)]
     exponents += [4 / power * (2 * i + 1) for i in range(num_heads - power)]

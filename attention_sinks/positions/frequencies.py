@@ -1,7 +1,7 @@
-"""Rotary frequencies, read from where a model keeps them and fixed for one text length.
+"""Rotary frequencies for one text length, read from the model's rotary module.
 
-Transformers' rotary modules of type "dynamic" and "longrope" rewrite their own frequencies while they run, which is
-wrong for streams of different lengths on one model. Here a module is only read.
+Transformers' rotary modules of type "dynamic" and "longrope" rewrite their own frequencies while they run. That is
+wrong for streams of different lengths on one model, so these functions read a module and never run it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
@@ -47,11 +46,16 @@ def module_frequencies(module: nn.Module, length: int, name: str | None = None) 
     Parameters
     ----------
     module : nn.Module
-        Has `inv_freq`, `rope_type` and `attention_scaling`.
+        A module with `inv_freq`, `rope_type` and `attention_scaling`.
     length : int
-        Matters for length-dependent types alone.
+        The length of the text in tokens. Only the types "dynamic" and "longrope" depend on it.
     name : str, optional
-        The kind of layer, as in `config.layer_types`, where the module has frequencies for each.
+        The kind of layer, as in `config.layer_types`, when the module has frequencies for each kind.
+
+    Returns
+    -------
+    tuple of torch.Tensor and float
+        Inverse frequencies [pairs] and the factor on cosines and sines.
     """
     prefix = f"{name}_" if name else ""
     rope_type = module.rope_type[name] if name else module.rope_type

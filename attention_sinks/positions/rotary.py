@@ -1,4 +1,4 @@
-"""Rotary angles and rotations, without ever running the model's rotary module."""
+"""Rotary angles and rotations (RoPE, arXiv 2104.09864), made without running the model's rotary module."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import torch
 from .frequencies import Frequencies
 
 Tables = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """How an architecture pairs the dimensions it turns.
+    """How an architecture pairs the dimensions that it rotates.
 
     Parameters
     ----------
     spread : callable
-        From one angle per pair [..., d/2] to one per dimension [..., d].
+        (one angle per pair [..., d/2]) -> one angle per dimension [..., d].
     rotate : callable
-        Turns states [batch, heads, n, head_dim] by cosines and sines [R, n, d]; the other dimensions stay as they are.
+        (states [batch, heads, n, head_dim], cosines and sines [R, n, d]) -> states with d dimensions rotated. The other
+        dimensions stay as they are.
     embed : callable, optional
-        From angles [..., d/2] and a factor to what the model's own attention expects: by default the cosines and sines
-        of the spread angles.
+        (angles [..., d/2], factor, dtype) -> the positions that the model's own attention expects. The default gives
+        the cosines and sines of the spread angles, times the factor.
     """
 
     spread: Callable[[torch.Tensor], torch.Tensor]
@@ -41,9 +43,9 @@ def _spread_halves(angles: torch.Tensor) -> torch.Tensor:
 def _rotate_halves(states: torch.Tensor, tables: Tables) -> torch.Tensor:
     cos, sin = tables[0].unsqueeze(1), tables[1].unsqueeze(1)
     width = cos.shape[-1]
-    turned, rest = states[..., :width], states[..., width:]
-    first, second = turned.chunk(2, dim=-1)
-    rotated = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    rotating, rest = states[..., :width], states[..., width:]
+    first, second = rotating.chunk(2, dim=-1)
+    rotated = rotating * cos + torch.cat((-second, first), dim=-1) * sin
     rotated = torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
     return rotated.to(states.dtype)
 
@@ -59,9 +61,9 @@ def _spread_neighbours(angles: torch.Tensor) -> torch.Tensor:
 def _rotate_neighbours(states: torch.Tensor, tables: Tables) -> torch.Tensor:
     cos, sin = tables[0].unsqueeze(1), tables[1].unsqueeze(1)
     width = cos.shape[-1]
-    turned, rest = states[..., :width], states[..., width:]
-    even, odd = turned[..., ::2], turned[..., 1::2]
-    rotated = turned * cos + torch.stack((-odd, even), dim=-1).flatten(-2) * sin
+    rotating, rest = states[..., :width], states[..., width:]
+    even, odd = rotating[..., ::2], rotating[..., 1::2]
+    rotated = rotating * cos + torch.stack((-odd, even), dim=-1).flatten(-2) * sin
     rotated = torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
     return rotated.to(states.dtype)
 
@@ -76,7 +78,7 @@ def _embed_halves(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> T
 
 
 NEIGHBOURS_FROM_HALVES = replace(NEIGHBOURS, embed=_embed_halves)
-"""Pairs (2i, 2i + 1), by attention that is handed tables for halves and orders them itself, as in GLM."""
+"""Pairs (2i, 2i + 1) where attention receives tables for halves and reorders them itself, as in GLM."""
 
 
 def _embed_pairs(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tables:
@@ -84,7 +86,7 @@ def _embed_pairs(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Ta
 
 
 HALVES_BY_PAIR = replace(HALVES, embed=_embed_pairs)
-"""Halves, by attention that is handed one angle per pair, as in gpt-oss."""
+"""Halves where attention receives one angle per pair, as in gpt-oss."""
 
 
 def _embed_sine_first(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tables:
@@ -92,7 +94,7 @@ def _embed_sine_first(angles: torch.Tensor, scaling: float, dtype: torch.dtype) 
 
 
 NEIGHBOURS_SINE_FIRST = replace(NEIGHBOURS, embed=_embed_sine_first)
-"""Pairs (2i, 2i + 1), by attention that is handed the sine of each pair, then the cosine, as in GPT-J since 5.24."""
+"""Pairs (2i, 2i + 1) where attention receives the sine of each pair, then the cosine, as in GPT-J since 5.24."""
 
 
 def _embed_sine_first_wide(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tables:
@@ -100,7 +102,7 @@ def _embed_sine_first_wide(angles: torch.Tensor, scaling: float, dtype: torch.dt
 
 
 NEIGHBOURS_SINE_FIRST_WIDE = replace(NEIGHBOURS, embed=_embed_sine_first_wide)
-"""The same in float32 whatever the model's dtype, as in CodeGen since 5.24."""
+"""The same with tables in float32 for every dtype of the model, as in CodeGen since 5.24."""
 
 
 def _embed_complex(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
@@ -108,12 +110,15 @@ def _embed_complex(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> 
 
 
 COMPLEX = replace(NEIGHBOURS, embed=_embed_complex)
-"""Pairs (2i, 2i + 1), taken as complex numbers, as in Llama 4."""
+"""Pairs (2i, 2i + 1) that are treated as complex numbers, as in Llama 4."""
 
 
-def _rotate_trailing(rotate: Callable, states: torch.Tensor, tables: Tables) -> torch.Tensor:
-    rest, turned = states.split([states.shape[-1] - tables[0].shape[-1], tables[0].shape[-1]], dim=-1)
-    return torch.cat((rest, rotate(turned, tables)), dim=-1)
+def _rotate_trailing(
+    rotate: Callable[[torch.Tensor, Tables], torch.Tensor], states: torch.Tensor, tables: Tables
+) -> torch.Tensor:
+    width = tables[0].shape[-1]
+    rest, rotating = states[..., :-width], states[..., -width:]
+    return torch.cat((rest, rotate(rotating, tables)), dim=-1)
 
 
 TRAILING_HALVES = replace(HALVES, rotate=partial(_rotate_trailing, _rotate_halves))
@@ -123,7 +128,7 @@ TRAILING_COMPLEX = replace(COMPLEX, rotate=partial(_rotate_trailing, _rotate_nei
 """Neighbours in the last dimensions, as complex numbers, as in DeepSeek-V2."""
 
 TRAILING_NEIGHBOURS_FROM_HALVES = replace(NEIGHBOURS_FROM_HALVES, rotate=partial(_rotate_trailing, _rotate_neighbours))
-"""Neighbours in the last dimensions, by attention that orders tables for halves itself, as in HY-V4-VL."""
+"""Neighbours in the last dimensions where attention reorders tables for halves itself, as in HY-V4-VL."""
 
 
 def _rotate_back(states: torch.Tensor, tables: Tables) -> torch.Tensor:
@@ -131,7 +136,7 @@ def _rotate_back(states: torch.Tensor, tables: Tables) -> torch.Tensor:
 
 
 HALVES_BACKWARDS = replace(HALVES, rotate=_rotate_back)
-"""Halves, turned the other way, as in nanochat."""
+"""Halves that are rotated the other way, as in nanochat."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ class Rotary:
     pairing : Pairing
         How the architecture pairs dimensions.
     rotates : bool, default True
-        False for a layer that is handed cosines and sines but leaves its queries and keys as they are.
+        False for a layer that receives cosines and sines but does not rotate its queries and keys.
     """
 
     frequencies: Frequencies
@@ -153,18 +158,19 @@ class Rotary:
     rotates: bool = True
 
     def tables(self, positions: torch.Tensor) -> Tables:
-        """Cosines and sines of `positions` [R, n], each [R, n, d] in float32."""
+        """Return cosines and sines of `positions` [R, n], each [R, n, d] float32."""
         where = self.frequencies
         angles = self.pairing.spread(_angles(positions, getattr(where.holder, where.inv_freq)))
         return angles.cos().float(), angles.sin().float()
 
     def embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> Any:
-        """What the model's own attention is handed: with the module's scaling, as a rule in the model's dtype."""
+        """Return the positions that the model's own attention receives, with the module's factor on them.
+
+        As a rule they are cosines and sines [R, n, d] in `dtype`, the dtype of the model.
+        """
         where = self.frequencies
-        angles, scaling = (
-            _angles(positions, getattr(where.holder, where.inv_freq)),
-            getattr(where.holder, where.scaling),
-        )
+        angles = _angles(positions, getattr(where.holder, where.inv_freq))
+        scaling = getattr(where.holder, where.scaling)
         if self.pairing.embed is not None:
             return self.pairing.embed(angles, scaling, dtype)
         angles = self.pairing.spread(angles)
@@ -172,6 +178,9 @@ class Rotary:
 
 
 def _angles(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """[R, n, pairs], in float64 where the device has it: in float32 they are off by 1e-4 after some thousands."""
+    """Return angles [R, n, pairs] in float64, or in float32 on a device without it.
+
+    In float32, angles are wrong by 1e-4 after some thousand positions.
+    """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     return positions[..., None].to(wide) * frequencies.to(positions.device, wide)

@@ -1,4 +1,4 @@
-"""BTLM and JAIS, for which Transformers has no class: ALiBi, SwiGLU, muP."""
+"""BTLM and JAIS, models with ALiBi, SwiGLU and muP for which Transformers has no class."""
 
 from .configuration_btlm import BtlmConfig, JaisConfig
 from .heads_btlm import BtlmForQuestionAnswering, BtlmForSequenceClassification, BtlmForTokenClassification

@@ -10,13 +10,15 @@ from .configuration_btlm import BtlmConfig
 
 
 class BtlmAlibi(nn.Module):
-    """Adds the bias -slope x distance to a mask; its slopes are part of the checkpoint.
+    """Add the bias -slope x distance to a mask. The slopes are part of the checkpoint.
 
     Attributes
     ----------
     slopes : torch.Tensor
-        [heads, 1], as stored.
+        [heads, 1], as the checkpoint stores them.
     """
+
+    slopes: torch.Tensor
 
     def __init__(self, config: BtlmConfig) -> None:
         super().__init__()
@@ -24,20 +26,32 @@ class BtlmAlibi(nn.Module):
         self.register_buffer("slopes", alibi_slopes(config.n_head)[:, None])
 
     def scaled_slopes(self, visible: int) -> torch.Tensor:
-        """[heads] float32, the slopes where queries see up to `visible` keys."""
+        """Return the slopes [heads] float32 for queries that see up to `visible` keys."""
         return self.slopes[:, 0].float() / self.config.alibi_factor(visible)
 
-    def forward(self, mask: torch.Tensor | None, past: int, columns: int, keys: int, dtype: torch.dtype):
-        """[batch or 1, heads, columns, keys] in `dtype`, what is added to the scores of the queries of a call.
+    def forward(
+        self, mask: torch.Tensor | None, past: int, columns: int, keys: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Return mask and bias in one, which attention adds to the scores of a call.
 
-        Distances are counted in columns: padding on the left moves queries and keys alike.
+        Distances are counted in columns, because padding on the left moves queries and keys alike.
 
         Parameters
         ----------
         mask : torch.Tensor or None
-            [batch, 1, columns, keys], True where visible, or what is added to the scores; None: nothing but causal.
+            [batch, 1, columns, keys], bool and True where a key is visible, or float and added to the scores. None
+            stands for a causal mask.
         past : int
-            Columns before the call.
+            Number of columns before the call.
+        columns, keys : int
+            Numbers of queries and keys.
+        dtype : torch.dtype
+            The type of the result.
+
+        Returns
+        -------
+        torch.Tensor
+            [batch or 1, heads, columns, keys].
         """
         key = torch.arange(keys, device=self.slopes.device)
         query = past + torch.arange(columns, device=self.slopes.device)[:, None]

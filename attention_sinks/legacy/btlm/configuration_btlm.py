@@ -1,4 +1,4 @@
-"""Configs of BTLM and JAIS; the same fields, JAIS names some differently."""
+"""Configs of BTLM and JAIS. They have the same fields, and JAIS has other names for some of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ JAIS_NAMES = {
     "scale_qk_dot_by_d": "mup_scale_qk_dot_by_d",
     "width_scale": "mup_width_scale",
 }
-"""What later JAIS checkpoints call the scales. Their `width_scale` is the whole scale of the logits."""
+"""Name in later JAIS checkpoints -> name of the field. Their `width_scale` is the whole scale of the logits."""
 
 
 class BtlmConfig(PreTrainedConfig):
@@ -20,30 +20,31 @@ class BtlmConfig(PreTrainedConfig):
     Parameters
     ----------
     n_inner : int, optional
-        Width of the feed-forward layers. Default: 4 n_embd.
+        Width of the feed-forward layers. The default is 4 n_embd.
     activation_function : str, default "swiglu"
         "swiglu" or any activation of Transformers.
     position_embedding_type : str, default "alibi"
         Only "alibi" is supported.
     alibi_scaling : dict, optional
-        {"factor": f} divides every distance by f > 1. {"train_seq_len": n} divides distances by max(1, keys / n), keys
-        being those of the call, so that the farthest key is never farther than in training.
+        {"factor": f} divides every distance by f > 1. {"train_seq_len": n} divides the distances of a call with k keys
+        by max(1, k / n), so that the farthest key is never farther than in training.
     mup_embeddings_scale, mup_output_alpha, mup_width_scale : float, default 1
         Embeddings are multiplied by the first, logits by the product of the others. `embeddings_scale` and
         `width_scale` are other names of the first and of that product.
     mup_scale_qk_dot_by_d : bool, default False
-        Scores are divided by head_dim instead of its square root. `scale_qk_dot_by_d` is another name.
+        Whether scores are divided by head_dim and not by its square root. `scale_qk_dot_by_d` is another name.
     scale_attn_weights : bool, default True
-        False: scores are not divided at all.
+        Whether scores are divided at all.
     scale_attn_by_inverse_layer_idx : bool, default False
-        Scores of layer i, counted from 0, are divided by i + 1 as well.
+        Whether scores of layer i, counted from 0, are also divided by i + 1.
     reorder_and_upcast_attn : bool, default False
-        Kept for its checkpoints and without effect: softmax is in float32 anyway.
+        It has no effect, because softmax is always in float32. Checkpoints have it in their configs.
 
     Raises
     ------
     ValueError
-        For positions that are not ALiBi, cross attention, heads that do not divide n_embd, malformed `alibi_scaling`.
+        When positions are not ALiBi, when there is cross attention, when n_head does not divide n_embd or when
+        `alibi_scaling` is malformed.
     """
 
     model_type = "btlm"
@@ -82,7 +83,7 @@ class BtlmConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if "width_scale" in kwargs:
             self.mup_output_alpha = 1.0
         for old, name in JAIS_NAMES.items():
@@ -92,6 +93,7 @@ class BtlmConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
+        """Raise ValueError when no model can be made of the config."""
         if self.position_embedding_type != "alibi":
             raise ValueError(
                 f"position_embedding_type={self.position_embedding_type!r} is not supported for model_type="
@@ -112,10 +114,10 @@ class BtlmConfig(PreTrainedConfig):
             )
 
     def alibi_factor(self, visible: int) -> float:
-        """What distances are divided by where queries see up to `visible` keys."""
+        """Return the divisor of distances for queries that see up to `visible` keys."""
         scaling = self.alibi_scaling or {}
         if scaling.get("train_seq_len") is not None:
-            return max(1.0, visible / scaling["train_seq_len"])
+            return max(1.0, visible / float(scaling["train_seq_len"]))
         return float(scaling.get("factor") or 1.0)
 
 

@@ -9,7 +9,7 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
 )
 
-from .modeling_btlm import BtlmPreTrainedModel
+from .modeling_btlm import BtlmModel, BtlmPreTrainedModel
 
 
 class BtlmForSequenceClassification(GenericForSequenceClassification, BtlmPreTrainedModel):
@@ -22,9 +22,10 @@ class BtlmForTokenClassification(GenericForTokenClassification, BtlmPreTrainedMo
 
 class BtlmForQuestionAnswering(GenericForQuestionAnswering, BtlmPreTrainedModel):
     base_model_prefix = "transformer"
+    transformer: BtlmModel
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = value

@@ -1,12 +1,12 @@
 """BTLM and JAIS: GPT-2's blocks with ALiBi (arXiv 2108.12409), SwiGLU and the scales of muP (arXiv 2309.11568).
 
-Written for their checkpoints, whose own code needs Transformers 4; nothing here knows about attention sinks.
+These classes load the checkpoints, whose own code needs Transformers 4. They know nothing about attention sinks.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,8 +30,30 @@ from .alibi_btlm import BtlmAlibi
 from .configuration_btlm import BtlmConfig
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention written out, softmax in float32; returns the weights too."""
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute attention step by step, with softmax in float32.
+
+    Parameters
+    ----------
+    query, key, value : torch.Tensor
+        [batch, heads, n, head_dim].
+    attention_mask : torch.Tensor or None
+        Added to the scores.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        Output [batch, n, heads, head_dim] and weights [batch, heads, queries, keys].
+    """
     scores = (query @ key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -41,11 +63,11 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class ResidualConv1D(Conv1D):
-    """A projection that adds to the residual stream; starts smaller than others."""
+    """A projection whose output is added to the residual stream. Its initial weights are smaller than others."""
 
 
 class BtlmAttention(nn.Module):
-    """Attention whose mask brings ALiBi's bias along."""
+    """Attention whose mask includes the bias of ALiBi."""
 
     def __init__(self, config: BtlmConfig, layer_idx: int) -> None:
         super().__init__()
@@ -76,7 +98,8 @@ class BtlmAttention(nn.Module):
         )
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = cast(str, self.config._attn_implementation)  # the model sets it when it is made
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.config.attn_pdrop if self.training else 0.0
         output, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
@@ -124,14 +147,14 @@ class BtlmPreTrainedModel(CheckedLoading, PreTrainedModel):
     _no_split_modules = ["BtlmBlock"]
     _skip_keys_device_placement = [*CACHE_NAMES]
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["relative_pe"]  # in half precision slopes would be off by up to 0.4%
+    _keep_in_fp32_modules_strict = ["relative_pe"]  # in half precision, slopes would be wrong by up to 0.4%
     _keys_to_ignore_on_load_missing = [r"relative_pe\.slopes$"]
     _keys_to_ignore_on_load_unexpected = [r"\.attn\.(masked_)?bias$"]
     _can_record_outputs = {"hidden_states": BtlmBlock, "attentions": OutputRecorder(BtlmAttention, index=1)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """GPT-2's: what adds to the residual stream starts smaller, by the root of the number of such projections."""
+        """Initialise as in GPT-2: a `ResidualConv1D` starts smaller, by the root of the number of such projections."""
         super()._init_weights(module)
         if isinstance(module, Conv1D):
             additions = 2 * self.config.n_layer if isinstance(module, ResidualConv1D) else 1
@@ -142,11 +165,11 @@ class BtlmPreTrainedModel(CheckedLoading, PreTrainedModel):
 
 
 class BtlmModel(BtlmPreTrainedModel):
-    """The decoder. Its forward is that of other decoders of Transformers; positions follow from the columns."""
+    """The decoder. Its forward is like that of other decoders of Transformers; positions are counted in columns."""
 
     def __init__(self, config: BtlmConfig) -> None:
         super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte: nn.Module = nn.Embedding(config.vocab_size, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList([BtlmBlock(config, layer_idx) for layer_idx in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -154,10 +177,10 @@ class BtlmModel(BtlmPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         return self.wte
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.wte = value
 
     @cache_by_either_name
@@ -175,33 +198,32 @@ class BtlmModel(BtlmPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
-        inputs_embeds = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        embeddings: torch.Tensor = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         past = cache.get_seq_length() if cache is not None else 0
+        named_cache: dict[str, Any] = {CACHE: cache}
         mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{CACHE: cache},
+            **named_cache,
         )
-        columns = keys = inputs_embeds.shape[1]
+        columns = keys = embeddings.shape[1]
         if mask is not None:
             keys = mask.shape[-1]
         elif cache is not None:
             keys = cache.get_mask_sizes(columns, 0)[0]
-        mask = self.relative_pe(mask, past, columns, keys, inputs_embeds.dtype)
-        hidden_states = self.drop(inputs_embeds * self.config.mup_embeddings_scale)
+        mask = self.relative_pe(mask, past, columns, keys, embeddings.dtype)
+        hidden_states = self.drop(embeddings * self.config.mup_embeddings_scale)
         for block in self.h:
-            hidden_states = block(hidden_states, attention_mask=mask, use_cache=use_cache, **{CACHE: cache}, **kwargs)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.ln_f(hidden_states), **{CACHE: cache if use_cache else None}
-        )
+            hidden_states = block(hidden_states, attention_mask=mask, use_cache=use_cache, **named_cache, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), **(named_cache if use_cache else {}))
 
 
 class BtlmForCausalLM(BtlmPreTrainedModel, GenerationMixin):
-    """The decoder with a language model's head, tied to the embeddings."""
+    """The decoder with the head of a language model, whose weights are those of the embeddings."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
 

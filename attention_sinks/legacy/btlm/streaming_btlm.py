@@ -1,4 +1,4 @@
-"""What attention sinks need to know about BTLM and JAIS."""
+"""The facts about BTLM and JAIS that attention sinks need."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .modeling_btlm import BtlmModel
 
 @dataclass(frozen=True)
 class StoredSlopes:
-    """ALiBi with the slopes of the checkpoint, scaled for the most keys a query ever sees."""
+    """ALiBi with the slopes of the checkpoint, scaled for the most keys that a query ever sees."""
 
     def of_layers(self, base: BtlmModel, length: int) -> tuple[Alibi, ...]:
-        return (Alibi(base.relative_pe.scaled_slopes(length)),) * base.config.num_hidden_layers
+        return (Alibi(base.relative_pe.scaled_slopes(length)),) * base.config.n_layer
 
     def modules(self, base: BtlmModel) -> list[nn.Module]:
         return [base.relative_pe]
