@@ -12,19 +12,19 @@ from torch import nn
 from .architecture.modules import base_model_of
 from .architecture.setup import MARK
 from .patching import install, uninstall
-from .settings import SinkSettings
+from .settings import Prefill, SinkSettings
 from .verification import check_release_with, setup_for
 from .versions import is_newer_than_tested
 
-Model = TypeVar("Model", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def inject_attention_sinks(
-    model: Model,
+    model: ModelT,
     attention_sink_size: int = 4,
     attention_sink_window_size: int = 1020,
-    attention_sink_prefill: str = "streaming",
-) -> Model:
+    attention_sink_prefill: Prefill = "streaming",
+) -> ModelT:
     """Make a loaded model stream; injecting again replaces the settings.
 
     Parameters
@@ -60,7 +60,7 @@ def inject_attention_sinks(
     return model
 
 
-def remove_attention_sinks(model: Model) -> Model:
+def remove_attention_sinks(model: ModelT) -> ModelT:
     """Give `model` back as it was before `inject_attention_sinks`; a model without sinks is left alone."""
     uninstall(model)
     return model
@@ -68,11 +68,11 @@ def remove_attention_sinks(model: Model) -> Model:
 
 @contextmanager
 def attention_sinks_injected(
-    model: Model,
+    model: ModelT,
     attention_sink_size: int = 4,
     attention_sink_window_size: int = 1020,
-    attention_sink_prefill: str = "streaming",
-) -> Iterator[Model]:
+    attention_sink_prefill: Prefill = "streaming",
+) -> Iterator[ModelT]:
     """`inject_attention_sinks` for the length of a `with` block; settings from before it come back after it."""
     before = base_model_of(model).__dict__.get(MARK)
     inject_attention_sinks(model, attention_sink_size, attention_sink_window_size, attention_sink_prefill)

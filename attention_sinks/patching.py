@@ -167,7 +167,7 @@ def _installed(base: PreTrainedModel) -> InstalledPatches | None:
 
 def _check_class(module: nn.Module) -> None:
     """RuntimeError when something else has subclassed the streaming class of `module`, as FSDP2 does."""
-    if not is_streaming(module) and hasattr(type(module), OWN_FORWARD):
+    if not is_streaming(module) and hasattr(type(module), "_plain_class"):
         raise RuntimeError(
             f"the class of a {type(module).__name__} of the model has been replaced since attention sinks went in; "
             "undo that first (fully_shard, parametrizations), then inject or remove attention sinks."

@@ -16,8 +16,8 @@ from torch import nn
 Members = tuple[tuple[str, Any], ...]
 """Names and values of what a streaming class has in place of what its plain class has."""
 
-OWN_FORWARD = "_plain_forward"
-"""What our forwards call for the module's own. It is the plain class's, or what somebody had put on the instance."""
+OWN_FORWARD = "_attention_sinks_own_forward"
+"""Where a module keeps the forward that somebody had put on the instance; it runs in place of its plain class's."""
 
 _CLASSES: dict[tuple[type, Members], type] = {}
 
@@ -33,9 +33,13 @@ def streaming_class(plain: type, members: Members) -> type:
             "__reduce_ex__": _reduce,
             "_plain_class": plain,
             "_streaming_members": members,
-            OWN_FORWARD: plain.forward,
         }
-        _CLASSES[plain, members] = type(plain)(plain.__name__, (plain,), body)
+        made = type(plain)(plain.__name__, (plain,), body)
+        if (
+            "forward" in vars(made).keys() - body.keys()
+        ):  # a wrapper that Transformers puts around that of every subclass
+            del made.forward
+        _CLASSES[plain, members] = made
     return _CLASSES[plain, members]
 
 
@@ -47,6 +51,12 @@ def is_streaming(module: nn.Module) -> bool:
 def plain_class(module: nn.Module) -> type:
     """The class of `module` without attention sinks."""
     return type(module)._plain_class if is_streaming(module) else type(module)
+
+
+def call_plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run what `module` would run without attention sinks."""
+    own = module.__dict__.get(OWN_FORWARD)
+    return module._plain_class.forward(module, *args, **kwargs) if own is None else own(*args, **kwargs)
 
 
 def _fitted(value: Any, plain: Any) -> Any:

@@ -19,6 +19,7 @@ from ..plan.counters import Counters
 from ..plan.layer import LayerPlan
 from ..settings import SinkSettings
 from .history import COMMITTED_COLUMNS
+from .layer import Layer
 from .layers import cache_layers
 from .snapshot import restore_snapshot, settings_of, take_snapshot
 from .storage import read_file, write_file
@@ -71,12 +72,12 @@ class AttentionSinkKVCache(Cache):
         setup.warn_beyond_training(self.settings)
         self.table = setup.layer_table(self.settings)
         self.streams = StreamState(min(reach.visible_size for reach in self.table.reaches if reach is not None))
-        self.is_recording = False
         self._model = weakref.ref(setup.model)
         self._model_layers = setup.model.config.num_hidden_layers
         layers = cache_layers(setup, self.table, self.streams)
         self._sink_layers = [layer for layer in layers if layer.reach is not None]
         self._states_layers = [layer for layer in layers if layer.keeps_states]
+        self._has_log = False
         self._sink_groups: list[tuple[int, list[int]]] = []  # each with the index of its first layer
         super().__init__(layers=layers)
 
@@ -181,8 +182,13 @@ class AttentionSinkKVCache(Cache):
         self._record(False)
         self.streams.forget(0)
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether what leaves the window is kept for `crop`; Transformers may switch that off in the layers."""
+        return self._sink_layers[0].record_past
+
     def _record(self, recording: bool) -> None:
-        self.is_recording = recording
+        self._has_log = self._has_log or recording
         for layer in self.layers:
             layer.record(recording)
 
@@ -233,12 +239,12 @@ class AttentionSinkKVCache(Cache):
             self.streams.forget(COMMITTED_COLUMNS)
 
     def _refuse_states(self, action: str) -> None:
-        if self._states_layers:
-            layer = self._states_layers[0]
-            raise NotImplementedError(
-                f"{action} is not supported: layer {self.layers.index(layer)} keeps a {type(layer).__name__}, whose "
-                "state cannot be taken back or stored; use copy.deepcopy(cache) instead."
-            )
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer) or layer.keeps_states:
+                raise NotImplementedError(
+                    f"{action} is not supported: layer {index} keeps a {type(layer).__name__}, whose state cannot be "
+                    "taken back or stored; use copy.deepcopy(cache) instead."
+                )
 
     # ---- saving
 
@@ -330,9 +336,11 @@ class AttentionSinkKVCache(Cache):
 
     def commit_step(self, real: torch.Tensor | None, device: torch.device) -> None:
         """Keep a step, which has written its tokens in place; `real` [batch, 1] says whose they are (None: all)."""
-        for layer in self.layers if self.is_recording else self._states_layers:
+        recording = self.is_recording
+        for layer in self.layers if self._has_log else self._states_layers:
             layer.commit()
-        self.streams.step(real, self.is_recording, device)
+        self._has_log = recording
+        self.streams.step(real, recording, device)
 
     def commit(self, counters: Counters, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
         """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `counters`."""

@@ -37,12 +37,12 @@ class SinkLayer(Layer, CacheLayerMixin):
         During a call of several tokens: what the three will hold once the call is done. A call that breaks off leaves
         the buffers as they were.
     log : UndoLog
-        While `is_recording`: what has left the ring, for `take_back`.
+        While `record_past`: what has left the ring, for `take_back`.
     """
 
     is_compileable = False
     is_sliding = False
-    is_recording = False
+    record_past = False
     sinks: torch.Tensor | None = None
     pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
@@ -122,7 +122,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         plan = layer.plan
         if isinstance(plan, BlockPlan):
             return self._update_block(key_states, value_states, plan)
-        if self.is_recording:
+        if self.record_past:
             with torch.inference_mode(False):
                 self.log.add(evicted_by_token(self.keys, self.values, plan, self.reach))
         if isinstance(plan.slot, int):
@@ -158,7 +158,7 @@ class SinkLayer(Layer, CacheLayerMixin):
                 idle = plan.idle[:, None, None, None]
                 after = tuple(torch.where(idle, old, new) for old, new in zip(before, after, strict=True))
             self.pending = after
-            if self.is_recording:
+            if self.record_past:
                 self.log.add(evicted_by_block(before[:2], (key, value), plan, self.reach))
         return key, value
 
@@ -188,8 +188,10 @@ class SinkLayer(Layer, CacheLayerMixin):
             self.pending = states["keys"], states["values"], sinks
 
     def commit(self) -> None:
-        if self.is_recording:
+        if self.record_past:
             self.log.commit()
+        elif self.log:  # Transformers has switched recording off
+            self.log.clear()
         if self.pending is not None:
             if not self.is_initialized:
                 self._hold(*self.pending)
@@ -208,7 +210,7 @@ class SinkLayer(Layer, CacheLayerMixin):
     # ---- taking tokens back
 
     def record(self, recording: bool) -> None:
-        self.is_recording = recording
+        self.record_past = recording
         if not recording:
             self.log.clear()
 

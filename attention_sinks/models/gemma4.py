@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..architecture.modules import named_arguments
 from ..architecture.setup import Setup, setup_of
 from ..architecture.spec import Architecture
+from ..architecture.streaming_class import call_plain
 from ..cache.cache import AttentionSinkKVCache
 from ..positions.rotary import Rotary
 from ..versions import CACHE, with_both_names
@@ -61,7 +62,7 @@ def _head(head: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The head's own forward, with the shared states of the cache where they are asked for."""
     given = named_arguments(type(head), args, kwargs)
     wanted = given.pop("return_shared_kv_states", False)
-    output = with_both_names(head._plain_forward(**given))
+    output = with_both_names(call_plain(head, **given))
     if wanted and isinstance(output[CACHE], AttentionSinkKVCache):
         output["shared_kv_states"] = SharedStates(output[CACHE], setup_of(head))
     return output

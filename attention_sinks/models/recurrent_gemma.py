@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from ..architecture.layer_kinds import LayerKind
 from ..architecture.modules import named_arguments
 from ..architecture.spec import Architecture
+from ..architecture.streaming_class import call_plain
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.layer import Plan
 from ..plan.token import TokenPlan
@@ -63,7 +64,7 @@ def _recurrence(
     """The recurrence from `recurrent_states`; Transformers leaves the new ones on what runs it, here a copy."""
     own = copy.copy(module)
     own.recurrent_states = recurrent_states
-    outputs = own._plain_forward(activations, position_ids)
+    outputs = call_plain(own, activations, position_ids)
     return outputs, own.recurrent_states
 
 
@@ -78,7 +79,7 @@ def _head(head: nn.Module, *args: Any, **kwargs: Any) -> Any:
     use_cache = head.config.use_cache if given.get("use_cache") is None else given["use_cache"]
     if use_cache and not head.training and given.get(CACHE) is None:
         given[CACHE] = AttentionSinkKVCache(head)
-    output = head._plain_forward(**given)
+    output = call_plain(head, **given)
     if isinstance(output, ModelOutput):
         output[CACHE] = given.get(CACHE)
     return with_both_names(output)

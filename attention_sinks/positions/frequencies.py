@@ -40,7 +40,7 @@ class FixedFrequencies:
     attention_scaling: float
 
 
-def module_frequencies(module: nn.Module, length: int, name: str | None = None) -> Frequencies:
+def module_frequencies(module: Any, length: int, name: str | None = None) -> Frequencies:
     """What the rotary module of a Transformers model uses for a text of `length` tokens.
 
     Parameters

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..architecture.modules import named_arguments, parameter_names
 from ..architecture.setup import MARK, Setup, setup_of
+from ..architecture.streaming_class import call_plain
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.block import plan_block
 from ..plan.counters import Counters
@@ -147,7 +148,7 @@ def _call_base(model: nn.Module, bound: BoundCache, arguments: dict[str, Any]) -
     arguments["position_ids"] = bound.plans[0].cache_position.to(device)
     arguments["return_dict"] = True
     arguments[CACHE] = bound
-    return model._plain_forward(**arguments)
+    return call_plain(model, **arguments)
 
 
 def _joined(
@@ -182,7 +183,7 @@ def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
 def named_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a model around the base model: the cache by either name, in the call and in the output."""
     kwargs = with_cache_named(kwargs) if OTHER_CACHE_NAME in kwargs else kwargs
-    output = model._plain_forward(*args, **kwargs)
+    output = call_plain(model, *args, **kwargs)
     return output if BOTH_NAMES_BY_ITSELF else with_both_names(output)
 
 
@@ -206,7 +207,7 @@ def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
         kwargs["position_ids"] = layer.plan.model_position
     kwargs[LAYER_PLAN] = layer
-    return module._plain_forward(*args, **kwargs)
+    return call_plain(module, *args, **kwargs)
 
 
 def written_out_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..architecture.modules import named_arguments, parameter_names, tokens_of
+from ..architecture.streaming_class import call_plain
 from ..versions import with_both_names
 
 MEDIA = ("pixel_", "image_", "video_", "audio_", "input_features", "input_values", "mm_encoder_outputs")
@@ -29,7 +30,7 @@ def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     given["attention_mask"] = {TEXT_ARGUMENTS: handed}
     if "position_ids" in parameter_names(type(module)):
         given["position_ids"] = _placeholder(given)
-    return with_both_names(module._plain_forward(**given))
+    return with_both_names(call_plain(module, **given))
 
 
 def refuse_media(module: nn.Module, given: dict[str, Any]) -> None:

@@ -61,7 +61,3 @@ def test_tensors_are_written_in_place():
     device_counters.step(None)
     device_counters.set(ROWS)
     assert [tensor.data_ptr() for tensor in device_counters.tensors] == before
-
-
-def test_they_fit_a_batch_of_their_size():
-    assert counters().fits(rows_at(0, 0)) and not counters().fits(rows_at(0))

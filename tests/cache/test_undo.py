@@ -4,7 +4,7 @@ import torch
 
 from attention_sinks.cache.history import RECORDED_COLUMNS
 from attention_sinks.cache.undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
-from support.plans import RING, block_plan, token_plan
+from support.plans import RING, block_plan, slot, token_plan
 
 
 def states(*rows):
@@ -17,7 +17,7 @@ def ring_after(*fed):
     rows = [[-1] * RING.visible_size for _ in fed]
     for row, tokens in zip(rows, fed, strict=True):
         for token in range(tokens):
-            row[RING.slot_of(token)] = token
+            row[slot(RING, token)] = token
     return states(*rows)
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from attention_sinks.plan.reach import Reach
-from support.plans import RING
+from support.plans import RING, slot
 
 
 def slots(reach, positions):
-    return [reach.slot_of(position) for position in positions]
+    return [slot(reach, position) for position in positions]
 
 
 def test_sizes():
@@ -42,7 +42,7 @@ def test_later_tokens_go_round_the_ring():
 
     buffer = [None] * RING.visible_size
     for token in range(11):
-        buffer[RING.slot_of(token)] = token
+        buffer[slot(RING, token)] = token
     assert buffer == [0, 1, 10, 7, 8, 9]
 
 
@@ -50,7 +50,7 @@ def test_later_tokens_go_round_the_ring():
 def test_the_buffer_holds_the_sinks_and_the_newest_tokens(reach):
     buffer = {}
     for t in range(30):
-        buffer[reach.slot_of(t)] = t
+        buffer[slot(reach, t)] = t
         sinks = range(min(reach.sink_size, t + 1))
         recent = range(max(reach.sink_size, t - reach.window_size), t + 1)
         assert sorted(buffer.values()) == [*sinks, *recent]

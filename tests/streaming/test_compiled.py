@@ -244,4 +244,4 @@ def test_the_cache_says_what_its_counters_take():
     before = cache.nbytes
     feed(compiled(model), ids[:, 30:], cache)
     assert cache.nbytes == before
-    assert sum(tensor.nbytes for tensor in cache.streams.static.tensors) < 4096
+    assert sum(tensor.nbytes for tensor in cache.streams.device.tensors) < 4096

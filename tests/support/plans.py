@@ -1,5 +1,7 @@
 """Small plans for tests to read: counters by their numbers, and a block's masks as lists of stream positions."""
 
+import torch
+
 from attention_sinks.plan.block import plan_block
 from attention_sinks.plan.counters import Counters
 from attention_sinks.plan.reach import Reach
@@ -14,8 +16,13 @@ def rows_at(*seen, moved=None):
     return Counters(seen, (0,) * len(seen) if moved is None else moved)
 
 
+def slot(reach, position):
+    """Slot of the token at one stream position."""
+    return int(reach.slot_of(torch.tensor(position)))
+
+
 def token_plan(*seen, moved=None, active=None, reach=RING):
-    return plan_token(rows_at(*seen, moved=moved), [True] * len(seen) if active is None else active, reach)
+    return plan_token(rows_at(*seen, moved=moved), None if active is None else torch.tensor(active), reach)
 
 
 def block_plan(*seen, new, columns=None, moved=None, reach=RING, block_size=100):
