@@ -23,9 +23,9 @@ from .streaming.forward import (
     rotary_forward,
     streaming_forward,
     takes_position_embeddings,
+    wrapper_forward,
     written_out_forward,
 )
-from .streaming.multimodal import wrapper_forward
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,6 @@ def plain_class(module: nn.Module) -> type:
     return type(module)._plain_class if is_streaming(module) else type(module)
 
 
-def call_plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Run what `module` would run without attention sinks."""
-    own = module.__dict__.get(OWN_FORWARD)
-    return module._plain_class.forward(module, *args, **kwargs) if own is None else own(*args, **kwargs)
-
-
 def _fitted(value: Any, plain: Any) -> Any:
     """A function as a method that shows the signature of the `plain` one; any other value as it is."""
     if not isinstance(value, FunctionType):

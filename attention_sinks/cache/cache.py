@@ -218,7 +218,7 @@ class AttentionSinkKVCache(Cache):
         if columns == 0:
             return self._forget_recorded()
         before, history = self.streams.now()
-        returnable = history.available(before) if before else 0
+        returnable = 0 if before is None else history.available(before)
         if columns > returnable:
             raise ValueError(
                 f"crop(-{columns}) asks for more than is kept: {returnable} of the columns fed can be taken back now. "

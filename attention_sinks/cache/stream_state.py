@@ -56,13 +56,13 @@ class StreamState:
     @property
     def seen(self) -> tuple[int, ...]:
         counters = self.counters
-        return counters.seen if counters else ()
+        return () if counters is None else counters.seen
 
     @property
     def returnable(self) -> int:
         """How many of the last columns can be taken back."""
         counters, history = self.now()
-        return history.available(counters) if counters else 0
+        return 0 if counters is None else history.available(counters)
 
     # ---- what moves them
 

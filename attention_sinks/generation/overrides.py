@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
 from ..architecture.setup import setup_of
-from ..architecture.streaming_class import plain_class
 from ..cache.cache import AttentionSinkKVCache
 from ..streaming.checks import check_kind_of_cache, check_position_ids, real_columns
 from ..versions import CACHE, OTHER_CACHE_NAME, peft_reads, with_both_names, with_cache_named
@@ -27,7 +26,7 @@ WATCHER = "_attention_sink_watcher"
 
 def generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     """`generate` with the cache by either name, in the call and in the output."""
-    return with_both_names(plain_class(model).generate(model, *args, **with_cache_named(kwargs)))
+    return with_both_names(model._plain_class.generate(model, *args, **with_cache_named(kwargs)))
 
 
 def prepare_cache(
@@ -46,7 +45,7 @@ def prepare_cache(
     _check(generation_config, given, model_kwargs.get("attention_mask"), rows)
     if given is None and generation_config.use_cache is not False:
         model_kwargs[CACHE] = AttentionSinkKVCache(model)
-    plain_class(model)._prepare_cache_for_generation(
+    model._plain_class._prepare_cache_for_generation(
         model, generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
     )
     cache = model_kwargs.get(CACHE)
@@ -79,7 +78,7 @@ def prepare_mask(
     **kwargs: Any,
 ) -> torch.Tensor:
     """The mask when none is given: with a cache that holds tokens, ids no longer than it are new tokens."""
-    mask = plain_class(model)._prepare_attention_mask_for_generation(
+    mask = model._plain_class._prepare_attention_mask_for_generation(
         model, inputs_tensor, generation_config, model_kwargs, *args, **kwargs
     )
     cache = model_kwargs.get(CACHE)
@@ -112,7 +111,7 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
         )
     if length is not None and length <= 0:  # ids no longer than the cache: all of them are new
         kwargs["next_sequence_length"] = None
-    inputs = plain_class(model).prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
+    inputs = model._plain_class.prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
     cache = kwargs.get(CACHE)
     if isinstance(cache, AttentionSinkKVCache) and inputs.get(CACHE) is not cache:
         # Phi-3 drops its cache where plain Transformers would change frequencies; ours never do.
@@ -132,7 +131,7 @@ def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *
     model_kwargs = with_cache_named(model_kwargs) if OTHER_CACHE_NAME in model_kwargs else model_kwargs
     if "attention_mask" in model_kwargs and isinstance(model_kwargs.get(CACHE), AttentionSinkKVCache):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
-    return plain_class(model)._update_model_kwargs_for_generation(model, outputs, model_kwargs, *args, **kwargs)
+    return model._plain_class._update_model_kwargs_for_generation(model, outputs, model_kwargs, *args, **kwargs)
 
 
 def hand_mask_through(model: PreTrainedModel, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
@@ -142,7 +141,7 @@ def hand_mask_through(model: PreTrainedModel, *args: Any, attention_mask: Any = 
 
 def stopping_criteria(model: PreTrainedModel, generation_config: GenerationConfig, *args: Any, **kwargs: Any):
     """The criteria of the call, watched where somebody must know; the trained length is no reason for a warning."""
-    criteria = plain_class(model)._get_stopping_criteria(model, generation_config, *args, **kwargs)
+    criteria = model._plain_class._get_stopping_criteria(model, generation_config, *args, **kwargs)
     for criterion in criteria:
         if isinstance(criterion, MaxLengthCriteria):
             criterion.max_position_embeddings = None

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from ..architecture.modules import named_arguments
 from ..architecture.setup import Setup, setup_of
 from ..architecture.spec import Architecture
-from ..architecture.streaming_class import call_plain
 from ..cache.cache import AttentionSinkKVCache
 from ..positions.rotary import Rotary
+from ..streaming.forward import call_plain
 from ..versions import CACHE, with_both_names
 
 

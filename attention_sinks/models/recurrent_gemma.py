@@ -18,12 +18,12 @@ from transformers.utils import ModelOutput
 from ..architecture.layer_kinds import LayerKind
 from ..architecture.modules import named_arguments
 from ..architecture.spec import Architecture
-from ..architecture.streaming_class import call_plain
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.layer import Plan
 from ..plan.token import TokenPlan
 from ..positions.schemes import Rope
 from ..streaming.bound_cache import BoundCache, bound_cache_in
+from ..streaming.forward import call_plain
 from ..versions import CACHE, with_both_names
 
 RECURRENT = ("linear_attention", "recurrent")

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..architecture.modules import named_arguments, parameter_names
 from ..architecture.setup import MARK, Setup, setup_of
-from ..architecture.streaming_class import call_plain
+from ..architecture.streaming_class import OWN_FORWARD
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.block import plan_block
 from ..plan.counters import Counters
@@ -23,6 +23,7 @@ from .attention import LAYER_PLAN
 from .bound_cache import BoundCache, bound_cache_in
 from .compiled import is_compiled_step, plan_compiled_step
 from .inputs import Inputs, read_arguments, read_inputs
+from .multimodal import TEXT_ARGUMENTS, placeholder_positions, refuse_media
 
 CHUNK_SIZE = 1024
 """Longer calls are cut into chunks of this many columns, so that a call of any length needs bounded memory."""
@@ -178,6 +179,27 @@ def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
 
 
 # ---- what stands around it and in it
+
+
+def call_plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run what `module` would run without attention sinks."""
+    own = module.__dict__.get(OWN_FORWARD)
+    return module._plain_class.forward(module, *args, **kwargs) if own is None else own(*args, **kwargs)
+
+
+def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a model around the decoder: it hands the caller's 2D mask and positions through.
+
+    The wrapped forward takes this mask for masks that are ready. Its own positions would follow from the length of the
+    cache, or from what the module keeps of its last call, so it gets placeholders.
+    """
+    given = named_arguments(type(module), args, kwargs)
+    refuse_media(module, given)
+    handed = {name: given.get(name) for name in ("attention_mask", "position_ids")}
+    given["attention_mask"] = {TEXT_ARGUMENTS: handed}
+    if "position_ids" in parameter_names(type(module)):
+        given["position_ids"] = placeholder_positions(given)
+    return with_both_names(call_plain(module, **given))
 
 
 def named_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
