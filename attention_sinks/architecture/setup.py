@@ -41,7 +41,7 @@ class Setup:
     settings: SinkSettings
     architecture: Architecture
     _kinds: dict[int, tuple[LayerKind, ...]] = field(default_factory=dict, repr=False, compare=False)
-    _layouts: dict[tuple, LayerTable] = field(default_factory=dict, repr=False, compare=False)
+    tables: dict[tuple[SinkSettings, int], LayerTable] = field(default_factory=dict, repr=False, compare=False)
 
     def fit(self, settings: SinkSettings) -> SinkSettings:
         """`settings` as this model can use them: W is cut, with one warning, where all layers slide natively.
@@ -95,11 +95,11 @@ class Setup:
         return min(windows) if all(windows) and not any(kind.chunk for kind in self.kinds) else None
 
     def layer_table(self, settings: SinkSettings) -> LayerTable:
-        """`reaches` and `positions` under `settings`; worked out once."""
-        key = (settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers)
-        if key not in self._layouts:
-            self._layouts[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
-        return self._layouts[key]
+        """The table of the layers that the model runs now, under `settings`; it is made once and kept in `tables`."""
+        key = (settings, self.model.config.num_hidden_layers)
+        if key not in self.tables:
+            self.tables[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
+        return self.tables[key]
 
     def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
         """What the queries of each layer see under `settings`; None for a layer without attention."""

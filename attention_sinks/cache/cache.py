@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from ..architecture.setup import setup_of
 from ..plan.counters import Counters
 from ..plan.layer import LayerPlan
+from ..plan.table import LayerTable
 from ..settings import SinkSettings
 from .history import COMMITTED_COLUMNS
 from .layer import Layer
@@ -70,11 +71,11 @@ class AttentionSinkKVCache(Cache):
         )
         self.settings = setup.fit(settings)
         setup.warn_beyond_training(self.settings)
-        self.table = setup.layer_table(self.settings)
-        self.streams = StreamState(min(reach.visible_size for reach in self.table.reaches if reach is not None))
+        table = setup.layer_table(self.settings)
+        self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
         self._model = weakref.ref(setup.model)
         self._model_layers = setup.model.config.num_hidden_layers
-        layers = cache_layers(setup, self.table, self.streams)
+        layers = cache_layers(setup, table, self.streams)
         self._sink_layers = [layer for layer in layers if layer.reach is not None]
         self._states_layers = [layer for layer in layers if layer.keeps_states]
         self._has_log = False
@@ -227,7 +228,7 @@ class AttentionSinkKVCache(Cache):
             )
         after = before.back(history.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
         with torch.no_grad():
-            for layer, position in zip(self.layers, self.table.positions, strict=True):
+            for layer, position in zip(self.layers, self.table().positions, strict=True):
                 layer.take_back(before, after, position)
         self.streams.back(after, columns)
 
@@ -291,6 +292,10 @@ class AttentionSinkKVCache(Cache):
         cache._group_sinks()
         return cache
 
+    def table(self) -> LayerTable:
+        """What each layer's queries see, and how it knows where its keys are."""
+        return setup_of(self._owner()).layer_table(self.settings)
+
     def _owner(self) -> nn.Module:
         model = self._model()
         if model is None:
@@ -308,7 +313,7 @@ class AttentionSinkKVCache(Cache):
         """Rotate every recent key back by what the origin of its row moves; takes effect with `commit`."""
         moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1], dtype=torch.long, device="cpu")[:, None]
         with torch.no_grad():
-            for layer, position in zip(self.layers, self.table.positions, strict=True):
+            for layer, position in zip(self.layers, self.table().positions, strict=True):
                 layer.rebase(position, moved)
 
     def rotate_sinks(self, plan_of: Callable[[int, torch.Tensor], LayerPlan]) -> None:
@@ -322,16 +327,15 @@ class AttentionSinkKVCache(Cache):
             if plan.sink_rotation is None:
                 continue
             sinks = layers[0].sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
-            rotated = plan.rotate(sinks, plan.sink_rotation)
-            for layer, part in zip(layers, rotated.chunk(len(layers), dim=1), strict=True):
-                layer.place_sinks(part)
+            parts = plan.rotate(sinks, plan.sink_rotation).chunk(len(layers), dim=1)
+            torch._foreach_copy_([layer.sink_slots for layer in layers], parts)
 
     def _group_sinks(self) -> None:
         """Find the layers whose sinks are rotated together, once they have buffers."""
-        groups = defaultdict(list)
+        groups, alike = defaultdict(list), self.table().groups
         for index, layer in enumerate(self.layers):
             if layer.rotated and layer.reach.sink_size and layer.is_initialized:
-                groups[self.table.groups[index], layer.sinks.shape, layer.dtype, layer.device].append(index)
+                groups[alike[index], layer.sinks.shape, layer.dtype, layer.device].append(index)
         self._sink_groups = [(members[0], members) for members in groups.values()]
 
     def commit_step(self, real: torch.Tensor | None, device: torch.device) -> None:
@@ -377,11 +381,10 @@ class AttentionSinkKVCache(Cache):
         """A fork: both go on from here, each its own way. Copied along with its model it serves the model's copy."""
         fork = memo[id(self)] = type(self).__new__(type(self))
         for name, value in self.__dict__.items():
-            fork.__dict__[name] = value if name in ("_model", "table") else copy.deepcopy(value, memo)
+            fork.__dict__[name] = value if name == "_model" else copy.deepcopy(value, memo)
         model = self._model()
         if id(model) in memo:
             fork._model = weakref.ref(memo[id(model)])
-            fork.table = setup_of(memo[id(model)]).layer_table(fork.settings)
         return fork
 
     def __reduce__(self):

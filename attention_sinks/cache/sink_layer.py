@@ -33,6 +33,8 @@ class SinkLayer(Layer, CacheLayerMixin):
     sinks : torch.Tensor
         [batch, num_key_value_heads, S, head_dim], the rotated part of the sinks as it was at their own positions
         0..S-1. Never changed, so its rounding does not grow with the stream. Empty where nothing is rotated.
+    sink_slots : torch.Tensor
+        A view of the slots that hold the sinks as the last step saw them.
     pending : tuple of torch.Tensor or None
         During a call of several tokens: what the three will hold once the call is done. A call that breaks off leaves
         the buffers as they were.
@@ -44,6 +46,7 @@ class SinkLayer(Layer, CacheLayerMixin):
     is_sliding = False
     record_past = False
     sinks: torch.Tensor | None = None
+    sink_slots: torch.Tensor | None = None
     pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def __init__(self, reach: Reach, streams: StreamState, rotated: str | None = "keys") -> None:
@@ -82,6 +85,8 @@ class SinkLayer(Layer, CacheLayerMixin):
     def _hold(self, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor) -> None:
         """These are the buffers from now on."""
         self.keys, self.values, self.sinks = keys, values, sinks
+        with torch.inference_mode(False), torch.no_grad():
+            self.sink_slots = (values if self.rotated == "values" else keys).narrow(2, 0, self.reach.sink_size)
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
         if keys.device.type == "cuda":  # a CUDA graph would copy what it does not know to stay where it is
@@ -93,7 +98,7 @@ class SinkLayer(Layer, CacheLayerMixin):
             self._hold(*(tensor.clone() for tensor in tensors))
 
     def reset(self) -> None:
-        self.keys = self.values = self.sinks = self.pending = None
+        self.keys = self.values = self.sinks = self.sink_slots = self.pending = None
         self.log.clear()
         self.is_initialized = False
 
@@ -173,11 +178,6 @@ class SinkLayer(Layer, CacheLayerMixin):
     def _sinks_of(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         states = values if self.rotated == "values" else keys
         return states[:, :, : self.reach.sink_size if self.rotated else 0]
-
-    def place_sinks(self, sinks: torch.Tensor) -> None:
-        """Before a step: put the rotated `sinks` where its query must see them."""
-        rotated = self.values if self.rotated == "values" else self.keys
-        rotated.narrow(2, 0, sinks.shape[2]).copy_(sinks)
 
     def rebase(self, position: Position, shift: torch.Tensor) -> None:
         if self.rotated and (self.pending or self.is_initialized):

@@ -36,7 +36,7 @@ class SharedStates(Mapping):
     def __getitem__(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Both [1, num_key_value_heads, tokens, head_dim]."""
         index = self.layers[name]
-        layer, rotary = self.cache.layers[index], self.cache.table.positions[index]
+        layer, rotary = self.cache.layers[index], self.cache.table().positions[index]
         counters, history = self.cache.streams.now()
         (seen,), (origin,), columns, reach = counters.seen, counters.origin, history.columns, layer.reach
         sinks = range(min(reach.sink_size, seen))

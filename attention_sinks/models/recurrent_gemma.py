@@ -34,7 +34,7 @@ class RecurrentGemmaCache(BoundCache):
     """Until 5.23 the model writes other lengths onto the cache, those of its first attention layer: they stay out."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("cache", "table", "plans", "implementation", "made"):
+        if name in ("cache", "table", "plans", "implementation", "made", "running"):
             super().__setattr__(name, value)
 
 

@@ -19,7 +19,7 @@ class Frequencies:
 
     Parameters
     ----------
-    holder : nn.Module or FixedFrequencies
+    holder : nn.Module, PlainFrequencies or LongTextFrequencies
         What has them.
     inv_freq : str, default "inv_freq"
         Its attribute with the inverse frequencies [pairs].
@@ -33,11 +33,41 @@ class Frequencies:
 
 
 @dataclass(frozen=True)
-class FixedFrequencies:
-    """Frequencies that no module holds."""
+class PlainFrequencies:
+    """The frequencies of RoFormer (arXiv 2104.09864, equation 15) for `width` rotated dimensions, base 10,000."""
 
-    inv_freq: torch.Tensor
-    attention_scaling: float
+    width: int
+    attention_scaling = 1.0
+
+    @property
+    def inv_freq(self) -> torch.Tensor:
+        """[width / 2] float64 on the CPU."""
+        return 10000.0 ** (-torch.arange(0, self.width, 2, dtype=torch.float64, device="cpu") / self.width)
+
+
+@dataclass(frozen=True)
+class LongTextFrequencies:
+    """What `module`, which is of a length-dependent `rope_type`, uses for a text of `length` tokens."""
+
+    module: Any
+    rope_type: str
+    length: int
+    name: str | None
+
+    @property
+    def inv_freq(self) -> torch.Tensor:
+        """[pairs] on the module's device."""
+        return self._computed()[0]
+
+    @property
+    def attention_scaling(self) -> float:
+        """The factor on cosines and sines."""
+        return self._computed()[1]
+
+    def _computed(self) -> tuple[torch.Tensor, float]:
+        prefix, options = (f"{self.name}_", {"layer_type": self.name}) if self.name else ("", {})
+        device = getattr(self.module, f"{prefix}inv_freq").device
+        return ROPE_INIT_FUNCTIONS[self.rope_type](self.module.config, device, seq_len=self.length, **options)
 
 
 def module_frequencies(module: Any, length: int, name: str | None = None) -> Frequencies:
@@ -68,14 +98,4 @@ def module_frequencies(module: Any, length: int, name: str | None = None) -> Fre
     )
     if length <= trained_length:
         return Frequencies(module, f"{prefix}original_inv_freq", scaling)
-    options = {"layer_type": name} if name else {}
-    device = getattr(module, f"{prefix}inv_freq").device
-    return Frequencies(
-        FixedFrequencies(*ROPE_INIT_FUNCTIONS[rope_type](module.config, device, seq_len=length, **options))
-    )
-
-
-def plain_frequencies(width: int) -> Frequencies:
-    """The frequencies of RoFormer (arXiv 2104.09864, equation 15) for `width` rotated dimensions, base 10,000."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
-    return Frequencies(FixedFrequencies(10000.0**-exponents, 1.0))
+    return Frequencies(LongTextFrequencies(module, rope_type, length, name))

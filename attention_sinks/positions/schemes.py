@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .alibi import Alibi
-from .frequencies import module_frequencies, plain_frequencies
+from .frequencies import Frequencies, PlainFrequencies, module_frequencies
 from .rotary import HALVES, NEIGHBOURS, Pairing, Rotary
 
 Position = Rotary | Alibi | None
@@ -105,7 +105,7 @@ class RopeTable(SameInAllLayers):
     pairing: Pairing = NEIGHBOURS
 
     def position(self, base: PreTrainedModel) -> Position:
-        return Rotary(plain_frequencies(self.width(base.config)), self.pairing)
+        return Rotary(Frequencies(PlainFrequencies(self.width(base.config))), self.pairing)
 
 
 @dataclass(frozen=True)

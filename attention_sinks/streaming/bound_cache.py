@@ -35,6 +35,13 @@ class BoundCache:
         One for each of `table.distinct_reaches`.
     implementation : str
         The attention implementation that the user chose.
+
+    Attributes
+    ----------
+    made : dict
+        Plans that layers alike share, by what makes them alike.
+    running : dict
+        Plans of the layers whose attention has begun, by layer index.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class BoundCache:
     ) -> None:
         self.cache, self.table, self.plans, self.implementation = cache, table, plans, implementation
         self.made: dict[tuple, LayerPlan] = {}
+        self.running: dict[int, LayerPlan] = {}
 
     def plan_of(self, layer_idx: int, like: torch.Tensor) -> LayerPlan:
         """The call as layer `layer_idx` needs it, whose states are like `like`; made once for layers that are alike."""
@@ -78,7 +86,8 @@ class BoundCache:
         """Store new keys and values; returns those to attend to, which without a cache are the new ones."""
         if self.cache is None:
             return key_states, value_states
-        return self.cache.layers[layer_idx].update(key_states, value_states, self.plan_of(layer_idx, key_states))
+        layer = self.running.get(layer_idx) or self.plan_of(layer_idx, key_states)
+        return self.cache.layers[layer_idx].update(key_states, value_states, layer)
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
         return 0

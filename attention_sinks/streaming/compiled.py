@@ -47,7 +47,7 @@ def plan_compiled_step(
     """
     counters, mask = cache.streams.device, given.pop("attention_mask", None)
     active = None if mask is None else mask[:, -1] != 0
-    plans = [_plan_token(counters, active, reach) for reach in cache.table.distinct_reaches]
+    plans = [_plan_token(counters, active, reach) for reach in setup.layer_table(cache.settings).distinct_reaches]
     return plans, {**given, "attention_mask": ready_mask(setup, counters.seen.device)}, active
 
 

@@ -76,7 +76,7 @@ def _returned(output: BaseModelOutputWithPast, return_dict: bool) -> Any:
 
 def _run_step(inputs: Inputs, cache: AttentionSinkKVCache) -> BaseModelOutputWithPast:
     """One token per row: rotate the sinks, run the layers, which write in place, and count."""
-    table, counters = cache.table, inputs.counters
+    table, counters = inputs.table, inputs.counters
     if max(counters.seen) - min(counters.origin) >= 2 * (table.room + 1):
         counters = _rebased(cache, counters, 1, table)
         cache.commit(counters, 0, None, inputs.device)
@@ -91,8 +91,7 @@ def _run_step(inputs: Inputs, cache: AttentionSinkKVCache) -> BaseModelOutputWit
 
 def _run_chunks(inputs: Inputs) -> BaseModelOutputWithPast:
     """Several tokens per row, or the first ones, in chunks; what the cache is to keep waits for the last."""
-    cache, counters, whole = inputs.cache, inputs.counters, None
-    table = inputs.setup.layer_table(inputs.settings)
+    cache, table, counters, whole = inputs.cache, inputs.table, inputs.counters, None
     block_size = QUERY_BLOCK.get(inputs.device.type, 256)
     for chunk in inputs.chunks(CHUNK_SIZE):
         counts, columns = inputs.counts(chunk), chunk.stop - chunk.start
@@ -122,7 +121,8 @@ def _step_in_graph(model: nn.Module, given: dict[str, Any]) -> Any:
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True)) is not False
     plans, given, active = plan_compiled_step(setup, cache, given)
     chosen = model.config._attn_implementation  # kernels for ragged rows do not fit a graph
-    bound = _bound(setup, cache, cache.table, plans, chosen if chosen in ("eager", "sdpa") else "eager")
+    table = setup.layer_table(cache.settings)
+    bound = _bound(setup, cache, table, plans, chosen if chosen in ("eager", "sdpa") else "eager")
     cache.rotate_sinks(bound.plan_of)
     cache.streams.device.step(active)
     cache.streams.ahead = True
@@ -221,7 +221,8 @@ def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         name, bound = bound_cache_in(module, kwargs)
     layer_idx = kwargs.get("layer_idx")  # handed to modules that several layers share
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    layer = bound.plan_of(module.layer_idx if layer_idx is None else layer_idx, hidden_states)
+    layer_idx = module.layer_idx if layer_idx is None else layer_idx
+    layer = bound.running[layer_idx] = bound.plan_of(layer_idx, hidden_states)
     if bound.cache is None:
         kwargs[name] = None
     if module._takes_position_embeddings:

@@ -16,7 +16,7 @@ from ..architecture.modules import named_arguments
 from ..architecture.setup import Setup
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.counters import Counters
-from ..settings import SinkSettings
+from ..plan.table import LayerTable
 from ..versions import CACHE, OTHER_CACHE_NAME
 from .checks import (
     check_attentions,
@@ -56,6 +56,8 @@ class Inputs:
     """The cache to stream through; None for a call without a past that leaves nothing behind."""
     keep_cache: bool
     """Whether the cache is the caller's to keep."""
+    table: LayerTable
+    """What the layers see under the sizes of this call: the cache's, or the model's where there is none."""
     counters: Counters
     """Where the streams stand before the call."""
     real: torch.Tensor | None
@@ -67,16 +69,11 @@ class Inputs:
     return_dict: bool
 
     @property
-    def settings(self) -> SinkSettings:
-        """The sizes of this call: the cache's, or the model's where there is none."""
-        return self.setup.settings if self.cache is None else self.cache.settings
-
-    @property
     def is_step(self) -> bool:
         """Whether the call is one token per row after all sinks, which is written in place."""
         if self.columns != 1 or self.cache is None or self.with_gradients:
             return False
-        return min(self.counters.seen) >= max(1, self.cache.table.with_sinks.sink_size)
+        return min(self.counters.seen) >= max(1, self.table.with_sinks.sink_size)
 
     @property
     def tokens(self) -> torch.Tensor | None:
@@ -174,8 +171,9 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
         real = real_columns(mask, batch_size, columns, cache)
     if position_ids is not None:
         check_position_ids(position_ids, real, batch_size, columns, cache)
+    settings = (setup if cache is None else cache).settings
     if wants_attentions:
-        check_attentions(columns, (setup if cache is None else cache).settings.visible_size)
+        check_attentions(columns, settings.visible_size)
     if real is not None:
         real, order = _padding_left(real, device)
     if setup.settings.prefill == "dense":
@@ -194,6 +192,7 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
         device=device,
         cache=cache,
         keep_cache=keep_cache,
+        table=setup.tables.get((settings, config.num_hidden_layers)) or setup.layer_table(settings),
         counters=counters,
         real=real,
         order=order,

@@ -16,9 +16,9 @@ def features_of(model):
     found |= {f"rope:{kind}" for kind in _rope_types(model)}
     first = config.per_layer_config[0] if getattr(config, "per_layer_config", None) else config
     width = getattr(first, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if any(2 * len(rotary.frequencies()[0]) < width for rotary in rotaries):
+    if any(2 * len(inverse_frequencies(rotary)) < width for rotary in rotaries):
         found.add("partial")
-    if len({tuple(rotary.frequencies()[0].tolist()) for rotary in rotaries}) > 1:
+    if len({tuple(inverse_frequencies(rotary).tolist()) for rotary in rotaries}) > 1:
         found.add("two thetas")
     if (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) < config.num_attention_heads:
         found.add("grouped heads")
@@ -61,3 +61,7 @@ def _rope_types(model):
     types = [getattr(module, "rope_type", None) for module in model.modules()]
     for kind in types:
         yield from kind.values() if isinstance(kind, dict) else [kind] * (kind is not None)
+
+
+def inverse_frequencies(rotary):
+    return getattr(rotary.frequencies.holder, rotary.frequencies.inv_freq)
