@@ -41,7 +41,7 @@ class Setup:
     settings: SinkSettings
     architecture: Architecture
     _kinds: dict[int, tuple[LayerKind, ...]] = field(default_factory=dict, repr=False, compare=False)
-    tables: dict[tuple[SinkSettings, int], LayerTable] = field(default_factory=dict, repr=False, compare=False)
+    tables: dict[tuple[int, int, str, int], LayerTable] = field(default_factory=dict, repr=False, compare=False)
 
     def fit(self, settings: SinkSettings) -> SinkSettings:
         """`settings` as this model can use them: W is cut, with one warning, where all layers slide natively.
@@ -96,7 +96,7 @@ class Setup:
 
     def layer_table(self, settings: SinkSettings) -> LayerTable:
         """The table of the layers that the model runs now, under `settings`; it is made once and kept in `tables`."""
-        key = (settings, self.model.config.num_hidden_layers)
+        key = (settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers)
         if key not in self.tables:
             self.tables[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
         return self.tables[key]

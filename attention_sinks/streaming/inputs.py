@@ -172,6 +172,7 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
     if position_ids is not None:
         check_position_ids(position_ids, real, batch_size, columns, cache)
     settings = (setup if cache is None else cache).settings
+    sizes = (settings.sink_size, settings.window_size, settings.prefill, config.num_hidden_layers)
     if wants_attentions:
         check_attentions(columns, settings.visible_size)
     if real is not None:
@@ -192,7 +193,7 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
         device=device,
         cache=cache,
         keep_cache=keep_cache,
-        table=setup.tables.get((settings, config.num_hidden_layers)) or setup.layer_table(settings),
+        table=setup.tables.get(sizes) or setup.layer_table(settings),
         counters=counters,
         real=real,
         order=order,
