@@ -20,7 +20,7 @@ from .spec import Architecture
 logger = logging.get_logger(__name__)
 
 MARK = "_attention_sinks"
-"""Where a base model keeps its `Setup`."""
+"""Where a base model keeps its `patching.InstalledPatches`, and in these its `Setup`."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def streaming_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
     Under `torch.compile` a step is part of the graph; other calls break it and run as they do without.
     """
+    if MARK not in model.__dict__:  # as `_lost_its_sinks`
+        return call_plain(model, *args, **kwargs)
     given = read_arguments(model, args, kwargs)
     if not torch.compiler.is_compiling():
         return _stream(model, given)
@@ -184,7 +186,14 @@ def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
 def call_plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Run what `module` would run without attention sinks."""
     own = module.__dict__.get(OWN_FORWARD)
-    return module._plain_class.forward(module, *args, **kwargs) if own is None else own(*args, **kwargs)
+    if own is not None:
+        return own(*args, **kwargs)
+    return getattr(type(module), "_plain_class", type(module)).forward(module, *args, **kwargs)
+
+
+def _lost_its_sinks(module: nn.Module) -> bool:
+    """Return whether sinks were removed while somebody kept a forward of ours: in a wrapper, compiled or not."""
+    return not hasattr(type(module), "_plain_class")
 
 
 def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -193,6 +202,8 @@ def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     The wrapped forward takes this mask for masks that are ready. Its own positions would follow from the length of the
     cache, or from what the module keeps of its last call, so it gets placeholders.
     """
+    if _lost_its_sinks(module):
+        return call_plain(module, *args, **kwargs)
     given = named_arguments(type(module), args, kwargs)
     refuse_media(module, given)
     handed = {name: given.get(name) for name in ("attention_mask", "position_ids")}
@@ -209,8 +220,11 @@ def named_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return output if BOTH_NAMES_BY_ITSELF else with_both_names(output)
 
 
-def rotary_forward(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+def rotary_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Nothing: attention takes its cosines and sines from the call, for which positions alone are not enough."""
+    if not hasattr(type(module), "_plain_class"):  # as `_lost_its_sinks`
+        return call_plain(module, *args, **kwargs)
+    return None
 
 
 def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -218,6 +232,8 @@ def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     bound = kwargs.get(CACHE)
     name = CACHE
     if not isinstance(bound, BoundCache):
+        if _lost_its_sinks(module):
+            return call_plain(module, *args, **kwargs)
         name, bound = bound_cache_in(module, kwargs)
     layer_idx = kwargs.get("layer_idx")  # handed to modules that several layers share
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
@@ -235,6 +251,8 @@ def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def written_out_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """In place of an attention module that does not use the attention interface: the function of its architecture."""
+    if _lost_its_sinks(module):
+        return call_plain(module, *args, **kwargs)
     given = named_arguments(type(module), args, kwargs)
     name, bound = bound_cache_in(module, given)
     del given[name]
