@@ -54,7 +54,8 @@ class BoundCache:
     def plan_of(self, layer_idx: int, like: torch.Tensor) -> LayerPlan:
         """The call as layer `layer_idx` needs it, whose states are like `like`; made once for layers that are alike."""
         table = self.table
-        key = (table.groups[layer_idx], like.device, like.dtype)
+        group = 0 if table.is_uniform else table.groups[layer_idx]  # so that uniform layers share compiled code
+        key = (group, like.device, like.dtype)
         plan = self.made.get(key)
         if plan is None:
             plan = self.made[key] = self._plan_for(layer_idx, like)

@@ -238,9 +238,11 @@ def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     layer_idx = kwargs.get("layer_idx")  # handed to modules that several layers share
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     layer_idx = module.layer_idx if layer_idx is None else layer_idx
-    layer = bound.running[layer_idx] = bound.plan_of(layer_idx, hidden_states)
+    layer = bound.plan_of(layer_idx, hidden_states)
     if bound.cache is None:
         kwargs[name] = None
+    else:
+        bound.running[layer_idx] = layer
     if module._takes_position_embeddings:
         kwargs["position_embeddings"] = layer.position_embeddings
     elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
