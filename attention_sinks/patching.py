@@ -141,7 +141,7 @@ def installed_in(base: PreTrainedModel) -> InstalledPatches | None:
     if installed is not None and all(patch.module is not base for patch in installed.patches):
         raise ValueError(
             f"model={type(base).__name__} is a shallow copy of a model with attention sinks and shares its layers; "
-            "inject into the original, or remove from it, and copy it again."
+            "call inject_attention_sinks or remove_attention_sinks with the original, and copy it again."
         )
     return installed
 

@@ -22,6 +22,9 @@ logger = logging.get_logger(__name__)
 MARK = "_attention_sinks"
 """Where a base model keeps its `patching.InstalledPatches`, and in these its `Setup`."""
 
+COPY_MARK = "_attention_sinks_of_copy"
+"""Where a shallow copy of a base model keeps its own `Setup`."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -130,10 +133,15 @@ class Setup:
 
 
 def setup_of(model: nn.Module) -> Setup:
-    """The setup of `model`; ValueError when it has none.
+    """Return the setup of `model`.
 
     A shallow copy of a model, as `torch.nn.parallel.replicate` and accelerate's `compile_regions` make them, gets a
     setup of its own when it is first asked for.
+
+    Raises
+    ------
+    ValueError
+        When it has no attention sinks, or is a shallow copy of a model that has lost them.
     """
     base = model if MARK in model.__dict__ else base_model_of(model)
     if MARK not in base.__dict__:
@@ -141,8 +149,18 @@ def setup_of(model: nn.Module) -> Setup:
             f"model={type(model).__name__} has no attention sinks; load it with attention_sinks.AutoModelForCausalLM "
             "or call inject_attention_sinks(model) first."
         )
-    installed = base.__dict__[MARK]
-    if installed.setup.model is not base:
-        installed = replace(installed, setup=Setup(base, installed.setup.settings, installed.setup.architecture))
-        base.__dict__[MARK] = installed
-    return installed.setup
+    setup: Setup = base.__dict__[MARK].setup
+    return setup if setup.model is base else _setup_of_copy(base, setup)
+
+
+def _setup_of_copy(copy: PreTrainedModel, original: Setup) -> Setup:
+    """Return the setup of a shallow copy, whose layers the original may share."""
+    if not hasattr(type(original.model), "_plain_class"):
+        raise ValueError(
+            f"model={type(copy).__name__} is a shallow copy of a model that has lost its attention sinks since; call "
+            "inject_attention_sinks with that model, or copy it again."
+        )
+    setup: Setup | None = copy.__dict__.get(COPY_MARK)
+    if setup is None or setup.model is not copy:
+        setup = copy.__dict__[COPY_MARK] = Setup(copy, original.settings, original.architecture)
+    return setup
