@@ -244,6 +244,12 @@ def _patches(setup: Setup, outer: PreTrainedModel) -> Iterator[Patch]:
     """All patches of a model: base model, rotary and attention modules and, where there is one, `generate`."""
     base, facts = setup.model, setup.architecture
     attention = [module for module in base.modules() if plain_class(module).__name__ == facts.attention]
+    for module in base.modules():
+        if facts.attention in (parent.__name__ for parent in plain_class(module).__mro__[1:]):
+            raise NotImplementedError(
+                f"{type(base).__name__} has a {type(module).__name__}, derived from {facts.attention}, which "
+                f"attention_sinks does not know how to patch; use {facts.attention} itself."
+            )
     if not attention:
         raise NotImplementedError(
             f"{type(base).__name__} has no {facts.attention}, which attention_sinks knows how to patch; use the class "

@@ -245,8 +245,11 @@ def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         bound.running[layer_idx] = layer
     if module._takes_position_embeddings:
         kwargs["position_embeddings"] = layer.position_embeddings
-    elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
-        kwargs["position_ids"] = layer.plan.model_position
+    else:
+        if "position_ids" in kwargs:  # attention that makes its cosines and sines itself
+            kwargs["position_ids"] = layer.plan.model_position
+        if "position_embeddings" in kwargs:  # of a forward that somebody has wrapped without its signature
+            kwargs["position_embeddings"] = layer.position_embeddings
     kwargs[LAYER_PLAN] = layer
     return call_plain(module, *args, **kwargs)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from torchao.quantization import Int8WeightOnlyConfig
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import TorchAoConfig
 
 import attention_sinks
@@ -90,6 +90,16 @@ def test_injecting_after_loading_and_removing(plain):
         after = stream(inject_attention_sinks(plain, S, W), IDS)[0]
         assert largest_difference(before, after) > TEETH
         assert_close(remove_attention_sinks(plain)(IDS).logits, before, 0)
+
+
+def test_quantising_an_injected_model(plain):
+    model = inject_attention_sinks(tiny_llama(), S, W)
+    layers = [layer for name, layer in model.named_modules() if name.endswith("_proj")]
+    for layer in layers:
+        quantize_(layer, Int8WeightOnlyConfig())
+    assert_close(stream(model, IDS)[0][0], naive_logits(plain, IDS[0], S, W))
+    with torch.no_grad():
+        assert_close(remove_attention_sinks(model)(IDS).logits, plain(IDS).logits)
 
 
 def test_a_gguf_file(tmp_path):
