@@ -10,28 +10,28 @@ import torch
 from ..plan.counters import Counters
 
 RECORDED_COLUMNS = 1024
-"""While a cache records, what the last so many columns pushed out of it can be brought back; older columns cannot."""
+"""While a cache records, it can bring back what this many of the last columns pushed out."""
 
 COMMITTED_COLUMNS = 64
-"""The same after `crop(0)`. A draft model with another tokenizer reaches some tokens behind what it has committed."""
+"""The same number after `crop(0)`. A draft model with another tokenizer goes back behind what it has committed."""
 
 
 @dataclass(frozen=True)
 class History:
-    """What is known of the last columns fed. Immutable: a call makes the next one.
+    """What is known of the last columns fed. It is immutable: a call makes the next one.
 
     Attributes
     ----------
     room : int
-        Tokens a row may have before any layer loses one (the smallest S+W+1).
+        Tokens that a row may have before any layer loses one (the smallest S+W+1).
     columns : int
         Input columns seen since the last reset, padding included.
     length : int
-        How many of them are remembered, never more than `RECORDED_COLUMNS + room`.
+        How many of them are remembered, which is never more than `RECORDED_COLUMNS + room`.
     tokens : tuple of int
-        One set of bits per row: bit i says whether the i-th newest column was a token of the row.
+        A set of bits for each row. Bit i says whether the i-th newest column was a token of the row.
     floor : tuple of int
-        The lowest stream position each row can return to.
+        The lowest stream position that each row can return to.
     """
 
     room: int
@@ -42,15 +42,16 @@ class History:
 
     @classmethod
     def empty(cls, batch_size: int, room: int) -> History:
+        """Return the history of streams that have not begun."""
         return cls(room, 0, 0, (0,) * batch_size, (0,) * batch_size)
 
     def advance(
         self, before: Counters, after: Counters, columns: int, real: torch.Tensor | None, recording: bool
     ) -> History:
-        """The history after `columns` more columns.
+        """Return the history after `columns` more columns, which lead from `before` to `after`.
 
-        `real` [batch, columns] bool says which are tokens (None: all). It may hold the newest of them alone; older
-        columns are then forgotten.
+        `real` [batch, columns] bool says which are tokens (None: all). It may tell about the newest columns alone; the
+        older ones are then forgotten.
         """
         memory = RECORDED_COLUMNS + self.room
         remembered = (1 << memory) - 1
@@ -70,12 +71,12 @@ class History:
         return history.with_log_of(RECORDED_COLUMNS, after) if recording else history
 
     def count(self, columns: int) -> tuple[int, ...]:
-        """Tokens of each row among the last `columns` columns."""
+        """Return how many tokens each row has among the last `columns` columns."""
         newest = (1 << columns) - 1
         return tuple((bits & newest).bit_count() for bits in self.tokens)
 
     def available(self, counters: Counters) -> int:
-        """How many columns can be taken back at most."""
+        """Return how many columns can be taken back at most."""
         held = [t - floor for t, floor in zip(counters.seen, self.floor, strict=True)]
 
         def too_far(columns: int) -> bool:
@@ -84,18 +85,21 @@ class History:
         return bisect_left(range(self.length + 1), True, key=too_far) - 1
 
     def back(self, counters: Counters, columns: int) -> History:
-        """After `columns` columns have been taken back, which leaves the streams at `counters`."""
+        """Return the history without the last `columns` columns, which leaves the streams at `counters`."""
         floor = tuple(0 if t < self.room else low for t, low in zip(counters.seen, self.floor, strict=True))
         tokens = tuple(bits >> columns for bits in self.tokens)
         return History(self.room, self.columns - columns, self.length - columns, tokens, floor)
 
     def without_evicted(self, counters: Counters) -> History:
-        """When the slots of the tokens evicted last have been written over by a call that broke off."""
+        """Return the history when a call that broke off has written over the slots of the tokens evicted last."""
         floor = tuple(max(low, t) if t >= self.room else low for t, low in zip(counters.seen, self.floor, strict=True))
         return replace(self, floor=floor)
 
     def with_log_of(self, columns: int, counters: Counters) -> History:
-        """When only what the last `columns` columns pushed out is kept; by one a full row can go back without it."""
+        """Return the history when only what the last `columns` columns pushed out is kept.
+
+        A full row can go back by one token even without that.
+        """
         floor = tuple(
             max(low, t - 1 - count) if t > self.room else low
             for t, low, count in zip(counters.seen, self.floor, self.count(columns), strict=True)
@@ -103,11 +107,12 @@ class History:
         return replace(self, floor=floor)
 
     def select(self, indices: list[int]) -> History:
+        """Return the history of the rows at `indices`, in that order."""
         return replace(self, tokens=tuple(self.tokens[i] for i in indices), floor=tuple(self.floor[i] for i in indices))
 
 
 def _as_bits(tokens: list[bool]) -> int:
-    """The columns of a row as bits, the newest lowest."""
+    """Return the columns of a row as bits, of which the lowest is the newest column."""
     bits = 0
     for token in tokens:
         bits = bits << 1 | token

@@ -11,6 +11,7 @@ import torch
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
 from attention_sinks.architecture.setup import setup_of
+from attention_sinks.cache.layers import LatentLayer
 from attention_sinks.cache.sink_layer import SinkLayer
 from attention_sinks.cache.states_layer import StatesLayer
 from attention_sinks.positions.alibi import Alibi
@@ -171,8 +172,8 @@ def formula(cache):
         if isinstance(layer, SinkLayer) and layer.is_initialized:
             rows, heads, _, key_width = layer.keys.shape
             value_width, slots = layer.values.shape[3], layer.reach.visible_size
-            turned = {"keys": key_width, "values": value_width, None: 0}[layer.rotated]
-            numbers = slots * (key_width + value_width) + layer.reach.sink_size * turned
+            rotated_width = (value_width if isinstance(layer, LatentLayer) else key_width) * layer.rotates
+            numbers = slots * (key_width + value_width) + layer.reach.sink_size * rotated_width
             total += rows * heads * numbers * layer.keys.itemsize
     return total
 
