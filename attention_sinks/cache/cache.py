@@ -102,7 +102,7 @@ class AttentionSinkKVCache(Cache):
     @property
     def is_compileable(self) -> bool:
         """Whether steps can be compiled: `generate` asks, and compiles them on a GPU."""
-        return not self.stack.keeps_states and not self.is_recording
+        return not self.stack.keeps_states and not self.stack.is_recording
 
     @property
     def can_step_in_graph(self) -> bool:

@@ -10,10 +10,9 @@ import torch
 from ..plan.counters import Counters
 from ..plan.layer import LayerPlan
 from ..positions.schemes import Position
-from .history import COMMITTED_COLUMNS
 from .layer import Layer
 from .sink_layer import SinkLayer
-from .stream_state import StreamState
+from .stream_state import COMMITTED_COLUMNS, StreamState
 
 
 class LayerStack:
@@ -29,12 +28,18 @@ class LayerStack:
         Where the streams stand. The layers share it.
     groups : sequence of int
         A number for each layer. Layers with the same number see the same keys and know positions alike.
+
+    Attributes
+    ----------
+    keeps_states : bool
+        Whether any layer keeps states that are not per token.
     """
 
     def __init__(self, layers: list[Layer], streams: StreamState, groups: Sequence[int]) -> None:
         self.layers, self.streams, self._groups = layers, streams, tuple(groups)
         self._sink_layers = [layer for layer in layers if isinstance(layer, SinkLayer)]
         self._states_layers = [layer for layer in layers if layer.keeps_states]
+        self.keeps_states = bool(self._states_layers)
         self._has_log = False
         self._rotated_together: list[tuple[int, list[SinkLayer]]] = []  # each with the index of its first layer
 
@@ -44,11 +49,6 @@ class LayerStack:
         counters = self.streams.device.tensors if self.streams.device else ()
         stored = (layer.tensors + layer.undo_tensors for layer in self.layers)
         return [tensor for tensors in (counters, *stored) for tensor in tensors]
-
-    @property
-    def keeps_states(self) -> bool:
-        """Whether any layer keeps states that are not per token."""
-        return bool(self._states_layers)
 
     # ---- the course of a call
 

@@ -13,9 +13,9 @@ from ..architecture.setup import setup_of
 from ..plan.counters import Counters
 from ..settings import SinkSettings
 from .fingerprint import difference, fingerprint
-from .history import History
 from .layer import Layer
 from .layer_stack import LayerStack
+from .stream_state import History
 
 KIND = "AttentionSinkKVCache"
 """The kind that a snapshot names."""

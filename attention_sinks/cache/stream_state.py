@@ -1,12 +1,115 @@
-"""Where the streams of one cache stand, on the host and on the device."""
+"""Where the streams of one cache stand, on the host and on the device, and how far they can go back."""
 
 from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..plan.counters import Counters
 from .device_counters import DeviceCounters
-from .history import History
+
+RECORDED_COLUMNS = 1024
+"""While a cache records, it can bring back what this many of the last columns pushed out."""
+
+COMMITTED_COLUMNS = 64
+"""The same number after `crop(0)`. A draft model with another tokenizer goes back behind what it has committed."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What is known of the last columns fed. It is immutable: a call makes the next one.
+
+    Attributes
+    ----------
+    room : int
+        Tokens that a row may have before any layer loses one (the smallest S+W+1).
+    columns : int
+        Input columns seen since the last reset, padding included.
+    length : int
+        How many of them are remembered, which is never more than `RECORDED_COLUMNS + room`.
+    tokens : tuple of int
+        A set of bits for each row. Bit i says whether the i-th newest column was a token of the row.
+    floor : tuple of int
+        The lowest stream position that each row can return to.
+    """
+
+    room: int
+    columns: int
+    length: int
+    tokens: tuple[int, ...]
+    floor: tuple[int, ...]
+
+    @classmethod
+    def empty(cls, batch_size: int, room: int) -> History:
+        """Return the history of streams that have not begun."""
+        return cls(room, 0, 0, (0,) * batch_size, (0,) * batch_size)
+
+    def advance(
+        self, before: Counters, after: Counters, columns: int, real: torch.Tensor | None, recording: bool
+    ) -> History:
+        """Return the history after `columns` more columns, which lead from `before` to `after`.
+
+        `real` [batch, columns] bool says which are tokens (None: all). It may tell about the newest columns alone; the
+        older ones are then forgotten.
+        """
+        memory = RECORDED_COLUMNS + self.room
+        remembered = (1 << memory) - 1
+        length = min(self.length + columns, memory)
+        if real is None:
+            new = (1 << min(columns, memory)) - 1
+            tokens = tuple([(old << columns | new) & remembered for old in self.tokens])
+        else:
+            bits = [_as_bits(row) for row in real[:, -memory:].tolist()]
+            tokens = tuple([(old << columns | new) & remembered for old, new in zip(self.tokens, bits, strict=True)])
+            length = length if real.shape[1] == columns else real.shape[1]
+        floor = self.floor
+        if not recording and max(after.seen) > self.room:  # the slot of the token just evicted still holds it
+            fed = zip(before.seen, after.seen, floor, strict=True)
+            floor = tuple([t - 1 if t > max(self.room, t_before) else low for t_before, t, low in fed])
+        history = History(self.room, self.columns + columns, length, tokens, floor)
+        return history.with_log_of(RECORDED_COLUMNS, after) if recording else history
+
+    def count(self, columns: int) -> tuple[int, ...]:
+        """Return how many tokens each row has among the last `columns` columns."""
+        newest = (1 << columns) - 1
+        return tuple((bits & newest).bit_count() for bits in self.tokens)
+
+    def available(self, counters: Counters) -> int:
+        """Return how many columns can be taken back at most."""
+        held = [t - floor for t, floor in zip(counters.seen, self.floor, strict=True)]
+
+        def too_far(columns: int) -> bool:
+            return any(count > most for count, most in zip(self.count(columns), held, strict=True))
+
+        return bisect_left(range(self.length + 1), True, key=too_far) - 1
+
+    def back(self, counters: Counters, columns: int) -> History:
+        """Return the history without the last `columns` columns, which leaves the streams at `counters`."""
+        floor = tuple(0 if t < self.room else low for t, low in zip(counters.seen, self.floor, strict=True))
+        tokens = tuple(bits >> columns for bits in self.tokens)
+        return History(self.room, self.columns - columns, self.length - columns, tokens, floor)
+
+    def without_evicted(self, counters: Counters) -> History:
+        """Return the history when a call that broke off has written over the slots of the tokens evicted last."""
+        floor = tuple(max(low, t) if t >= self.room else low for t, low in zip(counters.seen, self.floor, strict=True))
+        return replace(self, floor=floor)
+
+    def with_log_of(self, columns: int, counters: Counters) -> History:
+        """Return the history when only what the last `columns` columns pushed out is kept.
+
+        A full row can go back by one token even without that.
+        """
+        floor = tuple(
+            max(low, t - 1 - count) if t > self.room else low
+            for t, low, count in zip(counters.seen, self.floor, self.count(columns), strict=True)
+        )
+        return replace(self, floor=floor)
+
+    def select(self, indices: list[int]) -> History:
+        """Return the history of the rows at `indices`, in that order."""
+        return replace(self, tokens=tuple(self.tokens[i] for i in indices), floor=tuple(self.floor[i] for i in indices))
 
 
 class StreamState:
@@ -126,3 +229,11 @@ class StreamState:
         """Forget all streams; the next call may bring another batch size."""
         self._written = self.device = None
         self.ahead = False
+
+
+def _as_bits(tokens: list[bool]) -> int:
+    """Return the columns of a row as bits, of which the lowest is the newest column."""
+    bits = 0
+    for token in tokens:
+        bits = bits << 1 | token
+    return bits

@@ -10,7 +10,7 @@ from ..plan.block import BlockPlan
 from ..plan.reach import Reach
 from ..plan.token import TokenPlan
 from .columns import KeysValues, take
-from .history import RECORDED_COLUMNS
+from .stream_state import RECORDED_COLUMNS
 
 NOWHERE = -1
 """The stream position of a column that holds no token."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attention_sinks.cache.history import RECORDED_COLUMNS, History
+from attention_sinks.cache.stream_state import RECORDED_COLUMNS, History
 from support.plans import rows_at
 
 ROOM = 6  # two sinks, a window of three and the current token: so many slots

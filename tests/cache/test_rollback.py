@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from attention_sinks.cache.history import COMMITTED_COLUMNS, RECORDED_COLUMNS
+from attention_sinks.cache.stream_state import COMMITTED_COLUMNS, RECORDED_COLUMNS
 from references.naive import naive_logits
 from support.contract import layout, left_padded, stream_rows
 from support.helpers import (
