@@ -1,9 +1,9 @@
-"""Model classes of the architectures of version 0.4.0, born with attention sinks."""
+"""Model classes for the architectures of version 0.4.0, whose models have attention sinks from the start."""
 
 from __future__ import annotations
 
 from dataclasses import astuple
-from typing import Any
+from typing import Any, TypeVar
 
 import transformers
 from transformers import (
@@ -18,11 +18,14 @@ from transformers import (
 
 from .inject import inject_attention_sinks
 from .models.registry import architecture_of
-from .settings import SinkSettings
+from .settings import Prefill, SinkSettings
+
+
+ModelT = TypeVar("ModelT", bound="StreamingModel")
 
 
 class StreamingModel:
-    """Mixed in before a Transformers model class; takes the `attention_sink_*` arguments wherever it is made.
+    """Mixed in before a model class of Transformers, it puts attention sinks into every model of the class.
 
     `from_pretrained`, `from_config` of the Auto classes and the class itself accept `attention_sink_size` (default 4),
     `attention_sink_window_size` (default 1020) and `attention_sink_prefill` (default "streaming").
@@ -30,19 +33,63 @@ class StreamingModel:
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Not here: weights are named as in the class of Transformers, also where it renames them in checkpoints."""
-        return super().is_custom_code() and not cls.__module__.startswith(f"{__package__}.")
+        """Return False for the classes of this package, whose weights have the names of Transformers' own classes.
+
+        Transformers renames weights in checkpoints only for classes without custom code.
+        """
+        custom = super().is_custom_code()  # type: ignore[misc]  # a class of Transformers comes next
+        return bool(custom) and not cls.__module__.startswith(f"{__package__}.")
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any):
+    def from_pretrained(
+        cls: type[ModelT],
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        attention_sink_size: int = 4,
+        attention_sink_window_size: int = 1020,
+        attention_sink_prefill: Prefill = "streaming",
+        **kwargs: Any,
+    ) -> ModelT:
+        """Load a checkpoint as Transformers does, into a model with attention sinks.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or os.PathLike
+            Name of a repository of the Hugging Face Hub, or a folder.
+        attention_sink_size : int, default 4
+            S, the number of first tokens of every stream that are never evicted.
+        attention_sink_window_size : int, default 1020
+            W, the number of most recent tokens that a query sees besides itself and the sinks.
+        attention_sink_prefill : {"streaming", "dense"}, default "streaming"
+            With "streaming", the tokens of one call see what they would see one by one. With "dense", they see every
+            cached token and each other.
+        *model_args, **kwargs
+            All other arguments of Transformers' `from_pretrained`.
+
+        Raises
+        ------
+        NotImplementedError
+            When the model's config says that it cannot stream.
+        TypeError, ValueError
+            When a setting is misspelt or out of range. Nothing has been loaded then.
+        """
+        kwargs |= {
+            "attention_sink_size": attention_sink_size,
+            "attention_sink_window_size": attention_sink_window_size,
+            "attention_sink_prefill": attention_sink_prefill,
+        }
         SinkSettings.pop_from(dict(kwargs))  # refuse what is wrong before anything is loaded
-        return super().from_pretrained(*args, **kwargs)
+        loaded: ModelT = super().from_pretrained(  # type: ignore[misc]  # as above
+            pretrained_model_name_or_path, *model_args, **kwargs
+        )
+        return loaded
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         settings = SinkSettings.pop_from(kwargs)
         architecture_of(config)
-        super().__init__(config, *args, **kwargs)
-        inject_attention_sinks(self, *astuple(settings))
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]  # as above
+        model: Any = self  # a model, by the class that comes next
+        inject_attention_sinks(model, *astuple(settings))
 
 
 class FalconModel(StreamingModel, transformers.FalconModel): ...

@@ -65,7 +65,7 @@ def _recurrent_block(block: Any, input_states: torch.Tensor, *args: Any, **kwarg
 def _recurrence(
     module: Any, activations: torch.Tensor, position_ids: torch.Tensor, recurrent_states: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the recurrence from `recurrent_states`, on a copy of `module`, because Transformers leaves the new ones there."""
+    """Run the recurrence from `recurrent_states` on a copy of `module`, on which Transformers leaves the new ones."""
     own = copy.copy(module)
     own.recurrent_states = recurrent_states
     outputs = call_plain(own, activations, position_ids)

@@ -89,4 +89,4 @@ def test_an_unknown_type_gets_close_matches_and_the_way_to_add_it():
     config = AutoConfig.for_model("llama")
     config.model_type = "lama"
     message = refused(NotImplementedError, lambda: architecture_of(config), "lama", "llama")
-    assert "add a row" in message
+    assert "add an entry" in message
