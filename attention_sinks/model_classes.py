@@ -20,7 +20,6 @@ from .inject import inject_attention_sinks
 from .models.registry import architecture_of
 from .settings import Prefill, SinkSettings
 
-
 ModelT = TypeVar("ModelT", bound="StreamingModel")
 
 

@@ -62,7 +62,8 @@ def _sample(weight: torch.Tensor) -> bytes | None:
     """Return type, shape and some numbers of a weight, or None when they cannot be read."""
     if weight.is_meta:
         return None
-    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    to_local = getattr(weight, "to_local", None)  # a distributed tensor has it
+    local = weight if to_local is None else to_local()
     try:
         flat = local.detach().reshape(-1)
         numbers = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].to("cpu").contiguous().view(torch.uint8).numpy()
