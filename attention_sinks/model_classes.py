@@ -51,33 +51,15 @@ class StreamingModel:
     ) -> ModelT:
         """Load a checkpoint as Transformers does, into a model with attention sinks.
 
-        Parameters
-        ----------
-        pretrained_model_name_or_path : str or os.PathLike
-            Name of a repository of the Hugging Face Hub, or a folder.
-        attention_sink_size : int, default 4
-            S, the number of first tokens of every stream that are never evicted.
-        attention_sink_window_size : int, default 1020
-            W, the number of most recent tokens that a query sees besides itself and the sinks.
-        attention_sink_prefill : {"streaming", "dense"}, default "streaming"
-            With "streaming", the tokens of one call see what they would see one by one. With "dense", they see every
-            cached token and each other.
-        *model_args, **kwargs
-            All other arguments of Transformers' `from_pretrained`.
-
-        Raises
-        ------
-        NotImplementedError
-            When the model's config says that it cannot stream.
-        TypeError, ValueError
-            When a setting is misspelt or out of range. Nothing has been loaded then.
+        `AutoModel.from_pretrained` of this package describes the arguments and the errors. Settings are checked before
+        anything is loaded.
         """
         kwargs |= {
             "attention_sink_size": attention_sink_size,
             "attention_sink_window_size": attention_sink_window_size,
             "attention_sink_prefill": attention_sink_prefill,
         }
-        SinkSettings.pop_from(dict(kwargs))  # refuse what is wrong before anything is loaded
+        SinkSettings.pop_from(dict(kwargs))
         loaded: ModelT = super().from_pretrained(  # type: ignore[misc]  # as above
             pretrained_model_name_or_path, *model_args, **kwargs
         )

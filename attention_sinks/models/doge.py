@@ -12,15 +12,13 @@ from ..architecture.spec import Architecture, Limit
 from ..plan.layer import LayerPlan
 from ..streaming.attention import attend_cached
 from ..streaming.bound_cache import BoundCache
+from .projections import project
 
 
 def _attention(
     module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (-1, module.head_dim))
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    query, key, value = project(module, hidden_states)
     query, key, value = (states.transpose(1, 2) for states in (module.q_norm(query), module.k_norm(key), value))
     tables = layer.position_embeddings
     query, key = (layer.rotate(states, tables).to(value.dtype) for states in (query, key))

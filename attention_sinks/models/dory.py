@@ -26,6 +26,7 @@ from ..plan.table import LayerTable
 from ..positions.schemes import Position, Rope
 from ..streaming.attention import attend_cached
 from ..streaming.bound_cache import BoundCache
+from .projections import project
 
 T = TypeVar("T")
 
@@ -63,10 +64,7 @@ def _attention(
     cache_offset: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    query, key, value = (states.transpose(1, 2) for states in project(module, hidden_states))
     weight = (module.sqk * module.sqk_scale).view(-1, 1, module.head_dim)
     _check_loops(module.config, len(cache.table.reaches))
     place = torch.maximum(layer.plan.cache_position, cache.plans[0].cache_position.to(hidden_states.device))

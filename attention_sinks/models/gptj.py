@@ -15,15 +15,13 @@ from ..positions.schemes import RopeTable
 from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
 from ..versions import is_handed_position_embeddings
+from .projections import project
 
 
 def _attention(
     module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (module.num_attention_heads, module.head_dim)).transpose(1, 2)
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    query, key, value = (states.transpose(1, 2) for states in project(module, hidden_states))
     query, key = (NEIGHBOURS.rotate(states, layer.position_embeddings) for states in (query, key))
     dropout = module.attn_dropout.p if module.training else 0.0
     output, weights = attend(module, query, key, value, cache, layer, module.head_dim**-0.5, dropout)

@@ -16,15 +16,13 @@ from ..architecture.spec import Architecture
 from ..plan.layer import LayerPlan
 from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
+from .projections import project
 
 
 def _attention(
     module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    query, key, value = (states.transpose(1, 2) for states in project(module, hidden_states))
     assert layer.rotary is not None  # all layers rotate
     place, moved = layer.plan.cache_position, layer.plan.model_position - layer.plan.cache_position
     query = layer.rotate(query, layer.rotary.embeddings(place, query.dtype))

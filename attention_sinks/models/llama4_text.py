@@ -13,15 +13,13 @@ from ..positions.rotary import COMPLEX
 from ..positions.schemes import Rope, by_no_rope_layers
 from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
+from .projections import project
 
 
 def _attention(
     module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (-1, module.head_dim))
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    query, key, value = project(module, hidden_states)
     if module.use_rope:
         query, key = apply_rotary_emb(query, key, layer.position_embeddings)
     elif module.attn_temperature_tuning:
