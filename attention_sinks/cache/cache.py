@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ..architecture.setup import setup_of
+from ..architecture.setup import Setup, setup_of
 from ..plan.table import LayerTable
 from ..settings import SinkSettings
 from .layer import Layer
@@ -73,7 +73,6 @@ class AttentionSinkKVCache(Cache):
         table = setup.layer_table(self.settings)
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
         self._model = weakref.ref(setup.model)
-        self._model_layers = setup.model.config.num_hidden_layers
         layers = cache_layers(setup, table, self.streams)
         self.stack = LayerStack(layers, self.streams, table.groups)
         super().__init__(layers=layers)  # type: ignore[arg-type]  # as above
@@ -266,18 +265,18 @@ class AttentionSinkKVCache(Cache):
         """Return what each layer's queries see, and how it knows where its keys are."""
         return setup_of(self._owner()).layer_table(self.settings)
 
-    def serves(self, model: PreTrainedModel, prefill: str, batch_size: int) -> bool:
-        """Whether this cache was made for the base model `model` as it runs now, and has `batch_size` rows or none."""
+    def serves(self, setup: Setup, batch_size: int) -> bool:
+        """Return whether this cache fits the model of `setup` as it runs now, and has `batch_size` rows or none."""
         seen = self.streams.seen
         return (
-            self._model() is model
-            and self._model_layers == model.config.num_hidden_layers
-            and self.settings.prefill == prefill
+            self._model() is setup.model
+            and len(self.layers) == len(setup.kinds)
+            and self.settings.prefill == setup.settings.prefill
             and (not seen or len(seen) == batch_size)
         )
 
     def was_made_for(self, model: nn.Module) -> bool:
-        """Whether this cache was made for the base model `model`, whatever that is set to by now."""
+        """Return whether this cache was made for the base model `model`, whatever that is set to by now."""
         return self._model() is model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionSinkKVCache:

@@ -14,7 +14,6 @@ from attention_sinks.architecture.setup import setup_of
 from attention_sinks.cache.layers import LatentLayer
 from attention_sinks.cache.sink_layer import SinkLayer
 from attention_sinks.cache.states_layer import StatesLayer
-from attention_sinks.positions.alibi import Alibi
 from attention_sinks.positions.rotary import Rotary
 from attention_sinks.streaming import forward
 from references.replay import decoder_layers, replay_logits
@@ -86,9 +85,7 @@ def places_matter(model):
     table = setup.layer_table(setup.settings)
     pairs = zip(table.reaches, table.positions, strict=True)
     with_sinks = [position for reach, position in pairs if reach and reach.sink_size]
-    return any(
-        isinstance(position, Alibi) or isinstance(position, Rotary) and position.rotates for position in with_sinks
-    )
+    return any(position.rotates if isinstance(position, Rotary) else position is not None for position in with_sinks)
 
 
 @contextmanager
