@@ -1,7 +1,7 @@
 """README, CONTRIBUTING and docs/: every Python block runs, every link leads somewhere, the README stays short."""
 
 import re
-from functools import partial
+from functools import cache, partial
 from unittest import mock
 
 import pytest
@@ -72,6 +72,56 @@ def test_files_that_are_named_exist(page):
     named = re.findall(r"\b(?:attention_sinks|benchmark|demo|docs|tests)/[\w./-]*\w", page_text(page))
     missing = {path for path in named if not (ROOT / path).exists()}
     assert not missing, f"{page} names {', '.join(sorted(missing))}"
+
+
+MAP = "docs/contributing.md"
+OF_THE_CODE = (MAP, "docs/glossary.md", "docs/how-it-works.md")
+"""Pages that explain the code by its names."""
+
+MODULE_TABLE = re.compile(r"^### `([\w/]+/)`\n(.*?)(?=^##)", flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_map_lists_every_module():
+    """`__init__.py` may be left out."""
+    listed = [
+        folder + file
+        for folder, text in MODULE_TABLE.findall(page_text(MAP))
+        for cell in re.findall(r"^\| (`.+?) \|", text, flags=re.MULTILINE)
+        for file in re.findall(r"`([^`]+)`", cell)
+    ]
+    assert len(listed) == len(set(listed))
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "attention_sinks").rglob("*.py")}
+    assert set(listed) <= modules, f"{MAP} lists {', '.join(sorted(set(listed) - modules))}"
+    missing = {path for path in modules - set(listed) if not path.endswith("/__init__.py")}
+    assert not missing, f"{MAP} does not list {', '.join(sorted(missing))}"
+
+
+@pytest.mark.parametrize("page", OF_THE_CODE)
+def test_names_of_the_code_exist(page):
+    text = re.sub(r"```.*?```", "", page_text(page), flags=re.DOTALL)
+    names = {name for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", text) if not name.endswith(FILES)}
+    words = {part for name in names for part in name.split(".")} - PRETEND
+    missing = words - _words_of_the_code()
+    assert not missing, f"{page} names {', '.join(sorted(missing))}, which no code has"
+
+
+FILES = (".py", ".md", ".svg", ".txt")
+PRETEND = {"new_type"}
+"""What a tutorial makes up."""
+
+
+@cache
+def _words_of_the_code():
+    files = (path for folder in ("attention_sinks", "benchmark", "tests") for path in (ROOT / folder).rglob("*.py"))
+    return {word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+
+
+def test_the_glossary_is_in_order_and_has_each_word_once():
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", page_text("docs/glossary.md"), flags=re.MULTILINE)
+    assert len(words) > 60
+    assert words == sorted(words, key=str.lower)
+    each = [word for entry in words for word in entry.split(", ")]
+    assert len(each) == len(set(each))
 
 
 def _anchors(path):
