@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
+import attention_sinks
 from support.gguf_files import write_gguf
 from support.helpers import tiny_llama
 from support.pages import PAGES, README, blocks, page_text, python_blocks, save_tiny_checkpoint
@@ -128,6 +129,14 @@ def _anchors(path):
     """The anchors of a page's headings, as code hosts and MkDocs make them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_page_on_the_api_has_every_public_name():
+    text = page_text("docs/api.md")
+    families = tuple(re.findall(r"`(\w+)\*`", text))
+    missing = [name for name in attention_sinks.__all__ if not re.search(rf"\b{name}\b", text)]
+    missing = [name for name in missing if not name.startswith(families)]
+    assert not missing, f"docs/api.md does not have {', '.join(missing)}"
 
 
 def test_every_page_is_in_the_navigation():
