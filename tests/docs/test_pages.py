@@ -139,6 +139,26 @@ def test_the_page_on_the_api_has_every_public_name():
     assert not missing, f"docs/api.md does not have {', '.join(missing)}"
 
 
+@pytest.mark.parametrize(
+    ("page", "folders", "suffixes"),
+    [
+        ("benchmark/README.md", ("data", "lib", "quality", "scripts", "speed"), (".py", ".sh")),
+        ("tests/README.md", ("support",), (".py",)),
+        (MAP, ("../demo",), (".py",)),
+    ],
+)
+def test_every_script_and_helper_is_listed(page, folders, suffixes):
+    named = set(re.findall(r"([\w-]+\.(?:py|sh))`", page_text(page)))
+    files = {path for folder in folders for path in ((ROOT / page).parent / folder).iterdir()}
+    wanted = {path.name for path in files if path.suffix in suffixes and path.name != "__init__.py"}
+    assert wanted and not wanted - named, f"{page} does not list {', '.join(sorted(wanted - named))}"
+
+
+def test_every_folder_of_the_tests_is_listed():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("*.py"))}
+    assert folders <= set(re.findall(r"`(\w+)/`", page_text("tests/README.md")))
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES:
