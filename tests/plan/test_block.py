@@ -163,7 +163,7 @@ def test_chunked_queries_see_nothing_before_their_chunk():
 
 def test_blocks_of_queries_read_few_keys():
     """Two queries at a time; the keys of a block start W columns before its first query."""
-    blocks = block_plan(0, new=[8], block_size=2).blocks
+    blocks = block_plan(0, new=[8], block_size=2).query_blocks
     assert [(block.queries.start, block.queries.stop) for block in blocks] == [(0, 2), (2, 4), (4, 6), (6, 8)]
     assert [(block.keys.start, block.keys.stop) for block in blocks] == [(0, 2), (0, 4), (1, 6), (3, 8)]
     assert blocks[3].bias.shape == (1, 1, 1, 2, 5) and blocks[3].sink_bias.shape == (1, 1, 1, 2, 2)
@@ -171,7 +171,7 @@ def test_blocks_of_queries_read_few_keys():
 
 def test_blocks_after_a_past():
     """The layout is 2 sinks, 3 of the window, 5 new: a block's keys start W before its first query, sinks left out."""
-    blocks = block_plan(7, new=[5], block_size=2).blocks
+    blocks = block_plan(7, new=[5], block_size=2).query_blocks
     assert [(block.keys.start, block.keys.stop) for block in blocks] == [(2, 7), (4, 9), (6, 10)]
 
 
