@@ -1,8 +1,8 @@
-"""Contrastive search over a sink cache: a decoding loop for `generate` that chooses likely tokens but no repetition."""
+"""Contrastive search over a sink cache: a decoding loop for `generate` chooses likely tokens that do not repeat."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
@@ -55,6 +55,7 @@ def contrastive_search(
     finished = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     first_row = torch.arange(input_ids.shape[0], device=input_ids.device) * top_k
     scores: tuple[torch.Tensor, ...] = ()
+    padding: torch.Tensor | None = generation_config._pad_token_tensor  # None without a token to pad and to end with
     while not finished.all():
         scores += (logits_processor(input_ids, logits.float()),)
         likely, candidates = scores[-1].softmax(dim=-1).topk(top_k)
@@ -75,8 +76,7 @@ def contrastive_search(
         context = torch.cat([context, hidden.flatten(0, 1)[rows, None]], dim=1)[:, recent]
         said = torch.cat([said, ~finished[:, None]], dim=1)[:, recent]
         token = candidates.gather(1, best[:, None])
-        if bool(finished.any()):
-            padding = int(cast(torch.Tensor, generation_config._pad_token_tensor))
+        if padding is not None and bool(finished.any()):
             token = token.masked_fill(finished[:, None], padding)
         input_ids = torch.cat([input_ids, token], dim=1)
         finished = finished | stopping_criteria(input_ids, scores)
