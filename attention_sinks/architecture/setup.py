@@ -147,7 +147,7 @@ def setup_of(model: nn.Module) -> Setup:
     """Return the setup of `model`.
 
     A shallow copy of a model, as `torch.nn.parallel.replicate` and accelerate's `compile_regions` make them, gets a
-    setup of its own when this function is first called for it.
+    setup of its own when it is first asked for.
 
     Raises
     ------

@@ -23,15 +23,15 @@ def contrastive_search(
 ) -> GenerateDecoderOnlyOutput | torch.Tensor:
     """Choose tokens by contrastive search (Su et al. 2022, arXiv 2202.06417, equation 5).
 
-    This function is not called but given to `generate`, as its decoding loop:
+    Give this function to `generate`, which runs it as its decoding loop:
     `model.generate(..., penalty_alpha=0.6, top_k=4, custom_generate=contrastive_search)`.
 
     Among the `top_k` likeliest tokens v it chooses the one with the highest
 
         (1 - penalty_alpha) p(v) - penalty_alpha max_j cos(h_v, h_j)
 
-    where h are last hidden states and j runs over the S+W+1 most recent tokens of this call, so that the cost per token
-    is constant.
+    where h are last hidden states and j runs over the S+W+1 most recent tokens that this run has fed, so that the cost
+    per token is constant.
 
     Returns
     -------
