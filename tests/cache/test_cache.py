@@ -10,7 +10,7 @@ import transformers
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits
-from support.contract import layout, left_padded, stream_rows
+from support.contract import left_padded, pattern, stream_rows
 from support.helpers import (
     S,
     W,
@@ -214,7 +214,7 @@ def test_one_setting_given_the_other_is_the_models(model):
 
 def test_a_row_of_padding_alone_waits(model):
     rows = [random_ids(40), random_ids(20, seed=1)]
-    shapes = [layout("x" * 19, "." * 19), layout("x", "x"), layout("x" * 20, "." + "x" * 19)]
+    shapes = [pattern("x" * 19, "." * 19), pattern("x", "x"), pattern("x" * 20, "." + "x" * 19)]
     logits, cache = stream_rows(model, rows, shapes)
     for row, row_logits in zip(rows, logits, strict=True):
         assert_close(row_logits, naive_logits(tiny_llama(), row, S, W))

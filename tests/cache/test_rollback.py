@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from attention_sinks.cache.stream_state import COMMITTED_COLUMNS, RECORDED_COLUMNS
 from references.naive import naive_logits
-from support.contract import layout, left_padded, stream_rows
+from support.contract import left_padded, pattern, stream_rows
 from support.helpers import (
     BAD,
     S,
@@ -218,7 +218,7 @@ def test_recording_switched_off_by_transformers(model):
 
 def test_padding_columns_are_taken_back_as_columns(model):
     """Rows lose what they brought in those columns, which for a row may be nothing."""
-    shapes = [left_padded([40, 3]), layout("xxxx..x", "...xx.."), layout("x", "."), layout(".", "x")]
+    shapes = [left_padded([40, 3]), pattern("xxxx..x", "...xx.."), pattern("x", "."), pattern(".", "x")]
     counts = sum(shape.sum(1) for shape in shapes).tolist()
     rows = [random_ids(count, seed=r) for r, count in enumerate(counts)]
     columns = torch.cat(shapes, dim=1)
@@ -244,7 +244,7 @@ def test_the_fullest_row_limits_the_batch(model):
 def test_an_idle_row_keeps_its_free_token(model):
     """Columns that hold no token of a row leave its ring alone, in single steps and in blocks."""
     rows = [random_ids(47), random_ids(40, seed=1)]
-    shapes = [left_padded([40, 40]), layout("xxx", "..."), layout("x", "."), layout("xxx", "...")]
+    shapes = [left_padded([40, 40]), pattern("xxx", "..."), pattern("x", "."), pattern("xxx", "...")]
     _, cache = stream_rows(model, rows, shapes)
     cache.batch_select_indices(torch.tensor([1]))
     assert returnable(cache) == 8
@@ -257,7 +257,7 @@ def test_an_idle_row_keeps_its_free_token(model):
 
 def test_rows_take_their_log_along(model):
     starts = [random_ids(70), random_ids(30, seed=1)]
-    shapes = [left_padded([40, 2]), left_padded([25, 25]), *[layout("x", "x")] * 3, left_padded([2, 0])]
+    shapes = [left_padded([40, 2]), left_padded([25, 25]), *[pattern("x", "x")] * 3, left_padded([2, 0])]
     _, cache = stream_rows(model, starts, shapes, recording(model))
     cache.reorder_cache(torch.tensor([1, 0, 0]))
     assert cache.nbytes == stored_bytes(cache)
@@ -377,7 +377,7 @@ def test_like_transformers_own_cache_while_nothing_is_evicted(model):
 
 @st.composite
 def histories(draw):
-    """Feeds, with padding anywhere, and crops; ("feed", layout [rows, columns]) or ("crop", share of what is kept)."""
+    """Feeds, with padding anywhere, and crops; ("feed", pattern [rows, columns]) or ("crop", share of what is kept)."""
     rows = draw(st.integers(1, 3))
     history = []
     for _ in range(draw(st.integers(2, 8))):
@@ -402,7 +402,7 @@ def assert_history_leaves_no_trace(prefill, s, w, rows, history, start_recording
     if start_recording:
         cache.activate_past_recording()
     pool = [random_ids(3000, seed=r) for r in range(rows)]
-    fed, calls = [0] * rows, []  # a call: its layout and the ids of its columns
+    fed, calls = [0] * rows, []  # a call: its pattern and the ids of its columns
     for kind, what in history:
         if kind == "feed":
             ids = torch.stack([pool[r][fed[r] :][: what.shape[1]] for r in range(rows)])

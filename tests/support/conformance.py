@@ -111,10 +111,10 @@ def a_row_gives_what_it_gives_alone(animal):
     if not animal.pads_later:
         turns = [turns[0], [ROOM, ROOM, ROOM], [1, 1, 1]]
     rows = [random_ids(sum(counts), seed=r) for r, counts in enumerate(zip(*turns, strict=True))]
-    layouts = [left_padded(counts, max(counts) + (i == 0)) for i, counts in enumerate(turns)]
+    patterns = [left_padded(counts, max(counts) + (i == 0)) for i, counts in enumerate(turns)]
     model, right = streaming(animal), [expected(animal, row) for row in rows]
     for mask_all_columns in (False, True):
-        logits, cache = stream_rows(model, rows, layouts, mask_all_columns=mask_all_columns)
+        logits, cache = stream_rows(model, rows, patterns, mask_all_columns=mask_all_columns)
         for row_logits, row_right in zip(logits, right, strict=True):
             assert_close(row_logits, row_right)
         assert cache.tokens_seen.tolist() == [len(row) for row in rows]

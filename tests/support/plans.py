@@ -33,7 +33,7 @@ def block_plan(*seen, new, columns=None, moved=None, reach=RING, block_size=100)
 def visible_tokens(plan, row=0):
     """For every query of a block plan, the stream positions of all keys it sees, in order."""
     seen = []
-    for block in plan.blocks:
+    for block in plan.query_blocks:
         for query in range(block.queries.stop - block.queries.start):
             window = plan.tokens[row, block.keys][block.bias[row, 0, 0, query] == 0]
             sinks = (block.sink_bias[row, 0, 0, query] == 0).nonzero()[:, 0]
