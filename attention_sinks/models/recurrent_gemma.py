@@ -69,7 +69,8 @@ def _recurrence(
     own = copy.copy(module)
     own.recurrent_states = recurrent_states
     outputs = call_plain(own, activations, position_ids)
-    return outputs, vars(own)["recurrent_states"]
+    assert own.recurrent_states is not None  # the call has left them
+    return outputs, own.recurrent_states
 
 
 def _stream_position(plan: Plan, device: torch.device) -> torch.Tensor:
