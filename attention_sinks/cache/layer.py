@@ -1,4 +1,4 @@
-"""What a sink cache asks of each of its layers."""
+"""The methods that a sink cache calls on each of its layers."""
 
 from __future__ import annotations
 

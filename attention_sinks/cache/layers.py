@@ -1,4 +1,4 @@
-"""Which class of layers a cache has for each layer of its model."""
+"""The choice of a class for each layer of a cache, and classes for particular kinds of layers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .stream_state import StreamState
 from .undo import NOWHERE, UndoLog, evicted_by_block, evicted_by_token
 
 NOTHING = torch.empty(0, device="cpu")
-"""What stands where the first call will put a buffer."""
+"""It holds the place of a buffer that the first call will make."""
 
 
 class SinkLayer(Layer, CacheLayerMixin):

@@ -19,7 +19,7 @@ COMMITTED_COLUMNS = 64
 
 @dataclass(frozen=True)
 class History:
-    """What is known of the last columns fed. It is immutable: a call makes the next one.
+    """The facts that are known of the last columns fed. It is immutable: a call makes the next one.
 
     Attributes
     ----------

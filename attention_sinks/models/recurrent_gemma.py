@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from ..architecture.layer_kinds import LayerKind
 from ..architecture.modules import named_arguments
 from ..architecture.spec import Architecture
+from ..architecture.streaming_class import OWN_FORWARD
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.states_layer import StatesLayer
 from ..plan.layer import Plan
@@ -67,9 +68,11 @@ def _recurrence(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the recurrence from `recurrent_states` on a copy of `module`, on which Transformers leaves the new ones."""
     own = copy.copy(module)
+    vars(own).pop(OWN_FORWARD, None)  # accelerate's is bound to `module`
     own.recurrent_states = recurrent_states
     outputs = call_plain(own, activations, position_ids)
-    return outputs, vars(own)["recurrent_states"]
+    assert own.recurrent_states is not None  # the call has left them
+    return outputs, own.recurrent_states
 
 
 def _stream_position(plan: Plan, device: torch.device) -> torch.Tensor:
