@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -79,7 +78,7 @@ class Architecture:
     attention: str
     positions: Scheme | Callable[[PreTrainedConfig], Scheme] = Rope()
     rotated: str = "keys"
-    forward: Callable[..., tuple[torch.Tensor, Any]] | None = None
+    forward: Callable[..., tuple[Any, ...]] | None = None
     bound_cache: type | None = None
     accepts_4d_mask: bool = True
     kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds

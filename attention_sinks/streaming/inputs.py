@@ -182,7 +182,7 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
     cache, keep_cache = given.pop(CACHE, None), True
     if cache is None:
         cache, keep_cache = _cache_of_one_call(model, given, columns, with_gradients)
-    elif not isinstance(cache, AttentionSinkKVCache) or not cache.serves(model, setup.settings.prefill, batch_size):
+    elif not isinstance(cache, AttentionSinkKVCache) or not cache.serves(setup, batch_size):
         check_cache(cache, setup, batch_size)
     if with_gradients and keep_cache and cache is not None:
         check_checkpointing(model)

@@ -16,18 +16,7 @@ import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from attention_sinks.cache.storage import read_file, write_file
 from support.contract import left_padded, pattern, stream_rows
-from support.helpers import (
-    S,
-    W,
-    assert_same_state,
-    random_ids,
-    refused,
-    state_of,
-    storage_bytes,
-    stream,
-    tensors_of,
-    tiny_llama,
-)
+from support.helpers import S, W, assert_same_state, random_ids, refused, state_of, stored_bytes, stream, tiny_llama
 
 pytestmark = pytest.mark.newest
 
@@ -108,7 +97,7 @@ def test_a_loaded_cache_owns_its_memory(path, model):
     _, cache = stream(model, random_ids(1, 60))
     cache.save(path)
     first, second = (AttentionSinkKVCache.load(path, model) for _ in range(2))
-    assert first.nbytes == cache.nbytes == storage_bytes(tensors_of(first))
+    assert first.nbytes == cache.nbytes == stored_bytes(first)
     stream(model, random_ids(1, 60, seed=1), [1] * 60, first)
     cache.save(path)
     path.unlink()

@@ -11,16 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from support.helpers import (
-    TEETH,
-    assert_close,
-    cut,
-    largest_difference,
-    random_ids,
-    storage_bytes,
-    stream,
-    tensors_of,
-)
+from support.helpers import TEETH, assert_close, cut, largest_difference, random_ids, storages_of, stored_bytes, stream
 
 
 @dataclass(frozen=True)
@@ -190,12 +181,12 @@ def a_full_cache_never_grows(subject):
     """Contract 5: after the rows are full every tensor of the cache stays where it is."""
     model, ids = subject.streaming(), random_ids(2, 12 * subject.room)
     _, cache = stream(model, ids[:, : 2 * subject.room])
-    before = sorted((t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors_of(cache))
+    before = storages_of(cache)
     nbytes = cache.nbytes
     for lengths in ([1], [7], [3 * subject.room], [1, 5]):
         stream(model, ids[:, 2 * subject.room :], cut(10 * subject.room, lengths), cache)
-        assert cache.nbytes == nbytes == storage_bytes(tensors_of(cache))
-        assert sorted((t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors_of(cache)) == before
+        assert cache.nbytes == nbytes == stored_bytes(cache)
+        assert storages_of(cache) == before
 
 
 def caches_of_one_model_do_not_meet(subject):
