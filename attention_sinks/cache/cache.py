@@ -266,11 +266,10 @@ class AttentionSinkKVCache(Cache):
         return setup_of(self._owner()).layer_table(self.settings)
 
     def serves(self, setup: Setup, batch_size: int) -> bool:
-        """Return whether this cache fits the model of `setup` as it runs now, and has `batch_size` rows or none."""
+        """Return whether this cache is for the model of `setup` and its prefill, and has `batch_size` rows or none."""
         seen = self.streams.seen
         return (
             self._model() is setup.model
-            and len(self.layers) == len(setup.kinds)
             and self.settings.prefill == setup.settings.prefill
             and (not seen or len(seen) == batch_size)
         )

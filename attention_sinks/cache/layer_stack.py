@@ -76,7 +76,6 @@ class LayerStack:
             plan = plan_of(index, layers[0].sinks)
             if plan.sink_rotation is None:
                 continue
-            assert plan.rotate is not None  # whatever has tables can rotate
             sinks = layers[0].sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
             parts = plan.rotate(sinks, plan.sink_rotation).chunk(len(layers), dim=1)
             torch._foreach_copy_([layer.sink_slots for layer in layers], parts)

@@ -184,14 +184,17 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
         cache, keep_cache = _cache_of_one_call(model, given, columns, with_gradients)
     elif not isinstance(cache, AttentionSinkKVCache) or not cache.serves(setup, batch_size):
         check_cache(cache, setup, batch_size)
+    settings = (setup if cache is None else cache).settings
+    sizes = (settings.sink_size, settings.window_size, settings.prefill, config.num_hidden_layers)
+    table = setup.tables.get(sizes) or setup.layer_table(settings)
+    if cache is not None and len(cache.layers) != len(table.reaches):
+        check_cache(cache, setup, batch_size)
     if with_gradients and keep_cache and cache is not None:
         check_checkpointing(model)
     mask, position_ids = given.pop("attention_mask", None), given.pop("position_ids", None)
     real = None if mask is None else real_columns(mask, batch_size, columns, cache)
     if position_ids is not None:
         check_position_ids(position_ids, real, batch_size, columns, cache)
-    settings = (setup if cache is None else cache).settings
-    sizes = (settings.sink_size, settings.window_size, settings.prefill, config.num_hidden_layers)
     if wants_attentions:
         check_attentions(columns, settings.visible_size)
     real, order = (None, None) if real is None else padding_left(real, device)
@@ -211,7 +214,7 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
         device=device,
         cache=cache,
         keep_cache=keep_cache,
-        table=setup.tables.get(sizes) or setup.layer_table(settings),
+        table=table,
         counters=counters,
         real=real,
         order=order,
