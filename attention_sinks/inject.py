@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple
 from typing import TypeVar
 
 from torch import nn
 
 from .architecture.modules import base_model_of
-from .architecture.setup import MARK
-from .patching import install, uninstall
+from .patching import install, installed_in, restore, uninstall
 from .settings import Prefill, SinkSettings
 from .verification import check_release_with, setup_for
 from .versions import is_newer_than_tested
@@ -74,12 +72,9 @@ def attention_sinks_injected(
     attention_sink_prefill: Prefill = "streaming",
 ) -> Iterator[ModelT]:
     """`inject_attention_sinks` for the length of a `with` block; settings from before it come back after it."""
-    before = base_model_of(model).__dict__.get(MARK)
-    inject_attention_sinks(model, attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+    base = base_model_of(model)
+    before = installed_in(base)
     try:
-        yield model
+        yield inject_attention_sinks(model, attention_sink_size, attention_sink_window_size, attention_sink_prefill)
     finally:
-        if before is None:
-            remove_attention_sinks(model)
-        else:
-            inject_attention_sinks(model, *astuple(before.setup.settings))
+        restore(base, before)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from inspect import unwrap
 from types import MethodType
 from typing import Any
 
@@ -30,7 +31,10 @@ from .streaming.forward import (
 
 @dataclass(frozen=True)
 class ClassPatch:
-    """One module with a streaming class in place of its own. To apply it or to undo it twice changes nothing."""
+    """One module with a streaming class in place of its own.
+
+    `apply` and `undo` also complete what an exception has left half done.
+    """
 
     module: nn.Module
     plain: type
@@ -45,40 +49,60 @@ class ClassPatch:
         return type(self.module) is self.streaming
 
     def apply(self) -> None:
-        """Set the class. A forward on the instance becomes what ours calls: accelerate's hook stays outside."""
-        own, streaming = self.module.__dict__, self.streaming
-        name = "_old_forward" if "_old_forward" in own else "forward"
-        if name in own and not self._is_ours(own[name]):
+        """Set the class, as the last thing. A forward on the instance becomes what ours calls.
+
+        The hook of accelerate, and a wrapper around a forward of ours, stay outside.
+        """
+        own = self.module.__dict__
+        name = _name_of_forward(own)
+        if name in own and self._is_to_be_kept(own[name]):
             own[OWN_FORWARD] = own[name]
         if name == "_old_forward":
-            own[name] = MethodType(streaming.forward, self.module)
-        elif name in own:
+            own[name] = MethodType(self.streaming.forward, self.module)
+        elif name in own and own[name] is own.get(OWN_FORWARD):
             del own[name]
-        object.__setattr__(self.module, "__class__", streaming)
+        _set_class(self.module, self.streaming)
 
     def undo(self) -> None:
-        """Give back the class, and to the instance what it had; nothing bound to the streaming class is left."""
+        """Give back the class, as the first thing, and to the instance what it had."""
         own = self.module.__dict__
-        previous = own.get(OWN_FORWARD)
-        if previous is not None and "_old_forward" not in own:
-            own["forward"] = previous
+        _set_class(self.module, self.plain)
         for name in [name for name, value in own.items() if self._is_ours(value)]:
             if name != "_old_forward":
                 del own[name]
-            else:  # accelerate hooked the patch: its hook needs a forward to call
-                own[name] = MethodType(self.plain.forward, self.module) if previous is None else previous
-        object.__setattr__(self.module, "__class__", self.plain)
-        own.pop(OWN_FORWARD, None)
+            elif OWN_FORWARD not in own:  # accelerate hooked the patch: its hook needs a forward to call
+                own[name] = self._plain_forward
+        if OWN_FORWARD in own:
+            own[_name_of_forward(own)] = own[OWN_FORWARD]
+            del own[OWN_FORWARD]
+
+    @property
+    def _plain_forward(self) -> MethodType:
+        return MethodType(self.plain.forward, self.module)
+
+    def _is_to_be_kept(self, forward: Any) -> bool:
+        """Return whether a forward on the instance must come back: `undo` makes others anew, or they lead to ours."""
+        is_plain = "_old_forward" in self.module.__dict__ and forward == self._plain_forward
+        return not is_plain and not self._is_ours(unwrap(forward))
 
     def _is_ours(self, value: Any) -> bool:
-        """Whether `value` is a method of the streaming class, as others may have put it onto the instance."""
+        """Return whether `value` is a method of the streaming class, as others may have put it onto the instance."""
         function = getattr(value, "__func__", None)
         return function is not None and function in vars(self.streaming).values()
 
 
-@dataclass(frozen=True)
+def _name_of_forward(own: dict[str, Any]) -> str:
+    """Return where an instance keeps a forward of its own: accelerate moves it when it puts its hook there."""
+    return "_old_forward" if "_old_forward" in own else "forward"
+
+
+def _set_class(module: nn.Module, module_class: type) -> None:
+    object.__setattr__(module, "__class__", module_class)
+
+
+@dataclass(frozen=True, eq=False)
 class ConfigPatch:
-    """An attention module that finds our attention by its config; the user's config keeps the user's choice."""
+    """One attention module with a config that names our attention; the user's config keeps the user's choice."""
 
     module: nn.Module
     config: PreTrainedConfig
@@ -99,16 +123,31 @@ Patch = ClassPatch | ConfigPatch
 
 @dataclass(frozen=True)
 class InstalledPatches:
-    """What a base model keeps under `MARK`: its setup and how to undo it."""
+    """What a base model keeps under `MARK`: its setup and its patches, those of models around it included."""
 
     setup: Setup
     patches: tuple[Patch, ...]
 
 
+def installed_in(base: PreTrainedModel) -> InstalledPatches | None:
+    """Return what is installed in a base model.
+
+    Raises
+    ------
+    ValueError
+        When `base` is a shallow copy of a model with attention sinks: the patches are that model's.
+    """
+    installed: InstalledPatches | None = base.__dict__.get(MARK)
+    if installed is not None and all(patch.module is not base for patch in installed.patches):
+        raise ValueError(
+            f"model={type(base).__name__} is a shallow copy of a model with attention sinks and shares its layers; "
+            "call inject_attention_sinks or remove_attention_sinks with the original, and copy it again."
+        )
+    return installed
+
+
 def install(model: nn.Module, setup: Setup) -> None:
     """Make `model` stream as `setup` says; one that streams already changes its setup.
-
-    An exception at any moment, Ctrl-C too, leaves the model as it was or with the new setup.
 
     Raises
     ------
@@ -116,75 +155,86 @@ def install(model: nn.Module, setup: Setup) -> None:
         When it has no attention to patch.
     ValueError
         When it is a shallow copy of a model with attention sinks.
+    RuntimeError
+        When the class of one of its modules has been replaced since attention sinks went in.
     """
-    base = setup.model
-    before = _installed(base)
-    installed = InstalledPatches(setup, tuple(_patches(setup, without_adapter(model))))
-    new = [patch for patch in installed.patches if not patch.is_applied]
-    try:
-        for patch in new:
-            patch.apply()
-        base.__dict__[MARK] = installed
-    except BaseException:
-        if base.__dict__.get(MARK) is not installed:
-            for patch in new:
-                _roll_back(patch, before)
-        raise
-    kept = {patch.module for patch in installed.patches}
-    _undo(tuple(patch for patch in before.patches if patch.module not in kept) if before else ())
+    before = installed_in(setup.model)
+    _check_classes(without_adapter(model).modules())
+    patches = tuple(_patches(setup, without_adapter(model)))
+    patched = {patch.module for patch in patches}
+    others = (patch for patch in _patches_of(before) if patch.module not in patched)  # other heads of the base model
+    _switch(setup.model, before, InstalledPatches(setup, (*patches, *others)))
 
 
 def uninstall(model: nn.Module) -> None:
     """Give `model` back as it was without attention sinks; a model without them is left alone.
 
-    An exception at any moment, Ctrl-C too, leaves the model with attention sinks or without them.
+    Raises
+    ------
+    ValueError
+        When it is a shallow copy of a model with attention sinks.
+    RuntimeError
+        When the class of one of its modules has been replaced since attention sinks went in.
     """
     base = base_model_of(model)
-    installed = _installed(base)
-    if installed is None:
-        return
-    for patch in installed.patches:
-        _check_class(patch.module)
+    before = installed_in(base)
+    modules = list(without_adapter(model).modules())
+    _check_classes([*modules, *(patch.module for patch in _patches_of(before))])
+    _switch(base, before, None)
+    for module in modules:  # of shallow copies, and what a second Ctrl-C has left
+        for patch in _standing(module):
+            patch.undo()
+
+
+def restore(base: PreTrainedModel, before: InstalledPatches | None) -> None:
+    """Give a base model, and the models around it, the patches back that `installed_in` has returned."""
+    _switch(base, base.__dict__.get(MARK), before)
+
+
+def _switch(base: PreTrainedModel, before: InstalledPatches | None, after: InstalledPatches | None) -> None:
+    """Put the patches of `after` in the place of those of `before`; an exception, Ctrl-C too, puts all of them back."""
     try:
-        _undo(installed.patches)
-        base.__dict__.pop(MARK, None)
+        _settle(base, before, after)
     except BaseException:
-        _undo(installed.patches)
-        base.__dict__.pop(MARK, None)
+        _settle(base, after, before)
         raise
 
 
-def _installed(base: PreTrainedModel) -> InstalledPatches | None:
-    """What is installed in `base`; ValueError when that belongs to the model that `base` is a shallow copy of."""
-    installed: InstalledPatches | None = base.__dict__.get(MARK)
-    if installed is not None and all(patch.module is not base for patch in installed.patches):
-        raise ValueError(
-            f"model={type(base).__name__} is a shallow copy of a model with attention sinks and shares its layers; "
-            "inject into the original, or remove from it, and copy it again."
-        )
-    return installed
+def _settle(base: PreTrainedModel, unwanted: InstalledPatches | None, wanted: InstalledPatches | None) -> None:
+    """Undo the patches of `unwanted` that `wanted` does not have, and apply those of `wanted`."""
+    kept = {(type(patch), patch.module): patch for patch in _patches_of(wanted)}
+    for patch in _patches_of(unwanted):
+        if kept.get((type(patch), patch.module)) != patch:
+            patch.undo()
+    for patch in kept.values():
+        if not patch.is_applied:
+            patch.apply()
+    if wanted is None:
+        base.__dict__.pop(MARK, None)
+    else:
+        base.__dict__[MARK] = wanted
 
 
-def _check_class(module: nn.Module) -> None:
-    """RuntimeError when something else has subclassed the streaming class of `module`, as FSDP2 does."""
-    if not is_streaming(module) and hasattr(type(module), "_plain_class"):
-        raise RuntimeError(
-            f"the class of a {type(module).__name__} of the model has been replaced since attention sinks went in; "
-            "undo that first (fully_shard, parametrizations), then inject or remove attention sinks."
-        )
+def _patches_of(installed: InstalledPatches | None) -> tuple[Patch, ...]:
+    return () if installed is None else installed.patches
 
 
-def _undo(patches: tuple[Patch, ...]) -> None:
-    for patch in patches:
-        patch.undo()
+def _standing(module: nn.Module) -> Iterator[Patch]:
+    """Yield the patches that stand in one module, on record or not."""
+    if is_streaming(module):
+        yield ClassPatch(module, plain_class(module), type(module)._streaming_members)
+    if _PLAIN_CONFIG in getattr(module.__dict__.get("config"), "__dict__", ()):
+        yield ConfigPatch(module, module.__dict__["config"])
 
 
-def _roll_back(patch: Patch, before: InstalledPatches | None) -> None:
-    """Undo `patch`, and apply what stood there before."""
-    patch.undo()
-    for earlier in before.patches if before else ():
-        if type(earlier) is type(patch) and earlier.module is patch.module:
-            earlier.apply()
+def _check_classes(modules: Iterable[nn.Module]) -> None:
+    """Raise RuntimeError when something else has subclassed the streaming class of a module, as FSDP2 does."""
+    for module in modules:
+        if not is_streaming(module) and hasattr(type(module), "_plain_class"):
+            raise RuntimeError(
+                f"the class of a {type(module).__name__} of the model has been replaced since attention sinks went in; "
+                "undo that first (fully_shard, parametrizations), then inject or remove attention sinks."
+            )
 
 
 # ---- which patches a model needs
@@ -212,14 +262,12 @@ def _patches(setup: Setup, outer: PreTrainedModel) -> Iterator[Patch]:
     for module in attention:
         members[module] = _attention_members(plain_class(module), facts.forward)
     for module, own in members.items():
-        _check_class(module)
         yield ClassPatch(module, plain_class(module), tuple(own.items()))
     if facts.forward is None:
         configs: dict[int, PreTrainedConfig] = {}
         for module in attention:
             plain = _plain_config(module.config)
-            config = configs.setdefault(id(plain), _with_attention(base.config, plain))
-            yield ConfigPatch(module, config)
+            yield ConfigPatch(module, configs.setdefault(id(plain), _with_attention(plain)))
 
 
 def _forwards(setup: Setup, outer: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
@@ -246,9 +294,9 @@ def _extra_repr(model: PreTrainedModel) -> str:
     return f"{own}, {sinks}" if own else sinks
 
 
-def _with_attention(config: PreTrainedConfig, plain: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy of `config` that names our attention, for attention modules whose own config is `plain`."""
-    own = copy.copy(config)
+def _with_attention(plain: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of the config `plain` that names our attention."""
+    own = copy.copy(plain)
     own.__dict__["_attn_implementation_internal"] = ATTENTION_NAME
     own.__dict__[_PLAIN_CONFIG] = plain
     return own
@@ -258,5 +306,5 @@ _PLAIN_CONFIG = "_attention_sinks_plain_config"
 
 
 def _plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config that `_with_attention` copied; any other as it is."""
+    """Return the config that `_with_attention` has copied; any other as it is."""
     return config.__dict__.get(_PLAIN_CONFIG, config)

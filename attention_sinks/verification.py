@@ -18,10 +18,10 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .architecture.modules import base_model_of, without_adapter
-from .architecture.setup import MARK, Setup
+from .architecture.setup import Setup
 from .cache.cache import AttentionSinkKVCache
 from .models.registry import architecture_of
-from .patching import install, uninstall
+from .patching import InstalledPatches, install, installed_in, restore, uninstall
 from .settings import SinkSettings
 from .versions import NEWEST_TRANSFORMERS
 
@@ -115,7 +115,7 @@ def verify_attention_sinks(model: nn.Module) -> Verification:
     """
     base = base_model_of(model)
     outer = cast(PreTrainedModel, without_adapter(model))  # base_model_of has checked it
-    before = base.__dict__.get(MARK)
+    before = installed_in(base)
     setup = setup_for(model, SinkSettings(SINKS, WINDOW))
     text = _random_text(base, setup.settings.visible_size + STEPS)
     differences: dict[str, float] = {}
@@ -284,7 +284,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor, exact: bool) -> flo
 
 
 @contextmanager
-def _left_as_it_is(model: nn.Module, before: Any) -> Iterator[None]:
+def _left_as_it_is(model: nn.Module, before: InstalledPatches | None) -> Iterator[None]:
     """Keep the model without attention sinks and in evaluation mode for the block, and restore it afterwards."""
     training = [module for module in model.modules() if module.training]
     try:
@@ -292,9 +292,7 @@ def _left_as_it_is(model: nn.Module, before: Any) -> Iterator[None]:
         model.eval()
         yield
     finally:
-        uninstall(model)
-        if before is not None:
-            install(model, before.setup)
+        restore(base_model_of(model), before)
         for module in training:
             module.training = True
 

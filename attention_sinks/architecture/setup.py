@@ -20,7 +20,10 @@ from .spec import Architecture
 logger = logging.get_logger(__name__)
 
 MARK = "_attention_sinks"
-"""The attribute under which a base model keeps what was injected into it, with its `Setup`."""
+"""The attribute under which a base model keeps its `patching.InstalledPatches`, and in these its `Setup`."""
+
+COPY_MARK = "_attention_sinks_of_copy"
+"""The attribute under which a shallow copy of a base model keeps its own `Setup`."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def setup_of(model: nn.Module) -> Setup:
     Raises
     ------
     ValueError
-        When `model` has no attention sinks.
+        When `model` has no attention sinks, or is a shallow copy of a model that has lost them.
     """
     base_model = model if isinstance(model, PreTrainedModel) and MARK in model.__dict__ else base_model_of(model)
     if MARK not in base_model.__dict__:
@@ -160,9 +163,18 @@ def setup_of(model: nn.Module) -> Setup:
             f"model={type(model).__name__} has no attention sinks; load it with attention_sinks.AutoModelForCausalLM "
             "or call inject_attention_sinks(model) first."
         )
-    installed = base_model.__dict__[MARK]
-    setup: Setup = installed.setup
-    if setup.model is not base_model:
-        setup = Setup(base_model, setup.settings, setup.architecture)
-        base_model.__dict__[MARK] = replace(installed, setup=setup)
+    setup: Setup = base_model.__dict__[MARK].setup
+    return setup if setup.model is base_model else _setup_of_copy(base_model, setup)
+
+
+def _setup_of_copy(copy: PreTrainedModel, original: Setup) -> Setup:
+    """Return the setup of a shallow copy, whose layers the original may share."""
+    if not hasattr(type(original.model), "_plain_class"):
+        raise ValueError(
+            f"model={type(copy).__name__} is a shallow copy of a model that has lost its attention sinks since; call "
+            "inject_attention_sinks with that model, or copy it again."
+        )
+    setup: Setup | None = copy.__dict__.get(COPY_MARK)
+    if setup is None or setup.model is not copy:
+        setup = copy.__dict__[COPY_MARK] = Setup(copy, original.settings, original.architecture)
     return setup

@@ -1,6 +1,6 @@
 """Subclasses that take the place of a module's class while its model streams.
 
-`module.__class__` is set to a class that runs our forward, so that copies of the module, shallow ones too, run it for
+`module.__class__` is set to a class that runs our forward. Copies of the module, shallow ones too, then run it for
 themselves, and layers of one class share compiled code. Such a class has the name, the module and the signatures of the
 class it stands for.
 """
@@ -23,10 +23,11 @@ _CLASSES: dict[tuple[type, Members], type] = {}
 
 
 def streaming_class(plain: type, members: Members) -> type:
-    """The subclass of `plain` with `members`; always the same one, so that modules alike share it."""
+    """Return the subclass of `plain` with `members`; it is always the same one, so that modules alike share it."""
     if (plain, members) not in _CLASSES:
-        body = {name: _fitted(value, getattr(plain, name, None)) for name, value in members}
+        body = {name: _fitted(value, name, getattr(plain, name, None)) for name, value in members}
         body |= {
+            "__init__": _fitted(_init, "__init__", plain.__init__),
             "__doc__": plain.__doc__,
             "__module__": plain.__module__,
             "__qualname__": plain.__qualname__,
@@ -35,42 +36,49 @@ def streaming_class(plain: type, members: Members) -> type:
             "_streaming_members": members,
         }
         made = type(plain)(plain.__name__, (plain,), body)
-        if (
-            "forward" in vars(made).keys() - body.keys()
-        ):  # a wrapper that Transformers puts around that of every subclass
+        if "forward" in made.__dict__ and "forward" not in body:  # Transformers wraps that of a layer's subclasses
             del made.forward
         _CLASSES[plain, members] = made
     return _CLASSES[plain, members]
 
 
 def is_streaming(module: nn.Module) -> bool:
-    """Whether `module` has a streaming class at present."""
+    """Return whether `module` has a streaming class at present."""
     return "_plain_class" in type(module).__dict__
 
 
 def plain_class(module: nn.Module) -> type:
-    """The class of `module` without attention sinks."""
+    """Return the class of `module` without attention sinks."""
     return type(module)._plain_class if is_streaming(module) else type(module)
 
 
-def _fitted(value: Any, plain: Any) -> Any:
-    """A function as a method that shows the signature of the `plain` one; any other value as it is."""
+def _fitted(value: Any, name: str, plain: Any) -> Any:
+    """Return a function as a method that looks like the `plain` one from outside; any other value as it is."""
     if not isinstance(value, FunctionType):
         return value
-    method = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, value.__closure__)
+    method = FunctionType(value.__code__, value.__globals__, name, value.__defaults__, value.__closure__)
     method.__kwdefaults__, method.__doc__ = value.__kwdefaults__, value.__doc__
     if callable(plain):
-        parameters = inspect.signature(plain).parameters.values()
-        shown = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
-        method.__signature__ = inspect.Signature(shown)
+        method.__signature__, method.__doc__ = inspect.signature(plain), plain.__doc__
+        method.__module__, method.__qualname__ = plain.__module__, plain.__qualname__
     return method
+
+
+def _init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Initialise a new object, as in `type(model)(config)`: it has no attention sinks, whatever `model` has."""
+    plain = type(module)._plain_class
+    if is_streaming(module):
+        object.__setattr__(module, "__class__", plain)
+    plain.__init__(module, *args, **kwargs)
 
 
 def _reduce(module: nn.Module, protocol: int) -> tuple:
     """Pickle and copy a module by its plain class, since its own class cannot be found by name."""
-    plain, members = type(module)._plain_class, type(module)._streaming_members
-    _, _, *state = plain.__reduce_ex__(module, protocol)
-    return _made_anew, (plain, members), *state
+    plain = type(module)._plain_class
+    how, arguments, *state = plain.__reduce_ex__(module, protocol)
+    if is_streaming(module):  # and of no class that others have derived from it
+        how, arguments = _made_anew, (plain, type(module)._streaming_members)
+    return how, arguments, *state
 
 
 def _made_anew(plain: type, members: Members) -> nn.Module:

@@ -27,6 +27,11 @@ class LayerTable:
     reaches: tuple[Reach | None, ...]
     positions: tuple[Position, ...]
 
+    def __post_init__(self) -> None:
+        """Work everything out now: until Python 3.11 a `cached_property` takes a lock, which breaks a graph."""
+        for name in ("distinct_reaches", "plan_index", "is_uniform", "room"):
+            getattr(self, name)
+
     @cached_property
     def distinct_reaches(self) -> tuple[Reach, ...]:
         """Each reach once. That of layers with sinks is the first. A call has one plan for each."""
@@ -42,6 +47,11 @@ class LayerTable:
         """For each layer a number. Layers that share it are alike in what they see and in how they know positions."""
         kinds = [(reach, id(position)) for reach, position in zip(self.reaches, self.positions, strict=True)]
         return tuple(kinds.index(kind) for kind in kinds)
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        """Whether all layers are alike."""
+        return not any(self.groups)
 
     @cached_property
     def room(self) -> int:

@@ -57,7 +57,8 @@ class BoundCache:
         It is made once for all layers that are alike.
         """
         table = self.table
-        key = (table.groups[layer_idx], like.device, like.dtype)
+        group = 0 if table.is_uniform else table.groups[layer_idx]  # so that uniform layers share compiled code
+        key = (group, like.device, like.dtype)
         plan = self.made.get(key)
         if plan is None:
             plan = self.made[key] = self._plan_for(layer_idx, like)

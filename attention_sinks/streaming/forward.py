@@ -41,6 +41,8 @@ def streaming_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
     Under `torch.compile` a step becomes part of the graph. Other calls break the graph and run as they do without it.
     """
+    if MARK not in model.__dict__:  # as `_lost_its_sinks`
+        return call_plain(model, *args, **kwargs)
     given = read_arguments(model, args, kwargs)
     if not torch.compiler.is_compiling():
         return _stream(model, given)
@@ -197,7 +199,14 @@ def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
 def call_plain(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Run what `module` would run without attention sinks."""
     own = module.__dict__.get(OWN_FORWARD)
-    return module._plain_class.forward(module, *args, **kwargs) if own is None else own(*args, **kwargs)
+    if own is not None:
+        return own(*args, **kwargs)
+    return getattr(type(module), "_plain_class", type(module)).forward(module, *args, **kwargs)
+
+
+def _lost_its_sinks(module: nn.Module) -> bool:
+    """Return whether sinks were removed while somebody kept a forward of ours: in a wrapper, compiled or not."""
+    return not hasattr(type(module), "_plain_class")
 
 
 def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -206,6 +215,8 @@ def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     They travel as a dict in the place of the mask, which the model takes for masks that are ready. Positions that the
     model made itself would follow from the length of the cache, or from its last call, so it gets placeholders.
     """
+    if _lost_its_sinks(module):
+        return call_plain(module, *args, **kwargs)
     given = named_arguments(type(module), args, kwargs)
     refuse_media(module, given)
     handed = {name: given.get(name) for name in ("attention_mask", "position_ids")}
@@ -222,8 +233,11 @@ def named_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return output if BOTH_NAMES_BY_ITSELF else with_both_names(output)
 
 
-def rotary_forward(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+def rotary_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Do nothing. Attention takes cosines and sines from its plan, since they do not follow from positions alone."""
+    if not hasattr(type(module), "_plain_class"):  # as `_lost_its_sinks`
+        return call_plain(module, *args, **kwargs)
+    return None
 
 
 def attention_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -231,13 +245,17 @@ def attention_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     bound = kwargs.get(CACHE)
     name = CACHE
     if not isinstance(bound, BoundCache):
+        if _lost_its_sinks(module):
+            return call_plain(module, *args, **kwargs)
         name, bound = bound_cache_in(module, kwargs)
     layer_idx = kwargs.get("layer_idx")  # handed to modules that several layers share
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     layer_idx = module.layer_idx if layer_idx is None else layer_idx
-    layer = bound.running[layer_idx] = bound.plan_of(layer_idx, hidden_states)
+    layer = bound.plan_of(layer_idx, hidden_states)
     if bound.cache is None:
         kwargs[name] = None
+    else:
+        bound.running[layer_idx] = layer
     if module._takes_position_embeddings:
         kwargs["position_embeddings"] = layer.position_embeddings
     elif "position_ids" in kwargs:  # attention that makes its cosines and sines itself
@@ -248,6 +266,8 @@ def attention_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 def written_out_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the function that an architecture has in place of the forward of its attention modules."""
+    if _lost_its_sinks(module):
+        return call_plain(module, *args, **kwargs)
     given = named_arguments(type(module), args, kwargs)
     name, bound = bound_cache_in(module, given)
     del given[name]
