@@ -137,8 +137,12 @@ class _Streaming(Generic[ModelT]):
         ----------
         config : PreTrainedConfig
             The config of the model.
-        attention_sink_size, attention_sink_window_size, attention_sink_prefill
-            As in `from_pretrained`.
+        attention_sink_size : int, default 4
+            S, the number of first tokens of every stream that are never evicted.
+        attention_sink_window_size : int, default 1020
+            W, the number of most recent tokens that a query sees besides itself and the sinks.
+        attention_sink_prefill : {"streaming", "dense"}, default "streaming"
+            What the tokens of one call see, as in `from_pretrained`.
         **kwargs
             All other arguments of Transformers' `from_config`.
 

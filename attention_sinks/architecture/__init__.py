@@ -1,1 +1,1 @@
-"""What can be particular to an architecture, and what of it holds for one injected model."""
+"""These modules hold what can be particular to an architecture, and what of it is true of one injected model."""

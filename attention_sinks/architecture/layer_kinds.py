@@ -1,4 +1,4 @@
-"""The kinds of layers of a model, read from its config: which attend, how far they see natively, what they keep."""
+"""The kinds of layers of a model. Its config says which attend, how far they see natively and what they keep."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ SLIDING = ("sliding_attention", "hybrid_sliding")
 
 @dataclass(frozen=True)
 class LayerKind:
-    """One layer.
+    """What is particular to one layer.
 
-    Attributes
+    Parameters
     ----------
     attends : bool
         Whether it has attention at all.
     stores : bool
-        Whether it has keys and values of its own, and not those of an earlier layer.
-    window : int or None
-        How many tokens it sees natively, the current one included; None: all.
-    chunk : bool
-        Whether `window` counts from borders fixed in the stream (chunked attention).
-    states : int
-        Convolution and recurrent states that Transformers keeps for it; 0 for a layer without any.
-    indexed : bool
+        Whether it has keys and values of its own, and does not use those of an earlier layer.
+    window : int or None, default None
+        How many tokens it sees natively, including the current one; None: all.
+    chunk : bool, default False
+        Whether `window` counts from borders that are fixed in the stream (chunked attention).
+    states : int, default 0
+        How many convolution and recurrent states Transformers keeps for it.
+    indexed : bool, default False
         Whether an indexer selects its keys.
     """
 
@@ -42,21 +42,21 @@ class LayerKind:
 
 
 def layer_kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
-    """The kind of every layer of a decoder with `config`, by layer index."""
+    """Return the kind of every layer of a decoder with `config`, by layer index."""
     count = config.num_hidden_layers
     names = (getattr(config, "layer_types", None) or [_only_name(config)] * count)[:count]
     return tuple(_kind(config, index, name, index < count - _sharing(config)) for index, name in enumerate(names))
 
 
 def _only_name(config: PreTrainedConfig) -> str:
-    """What Transformers calls the layers of a config that does not name them."""
+    """Return what Transformers calls the layers of a config that does not name them."""
     if getattr(config, "sliding_window", None) is not None:
         return "sliding_attention"
     return "chunked_attention" if getattr(config, "attention_chunk_size", None) is not None else "full_attention"
 
 
 def _sharing(config: PreTrainedConfig) -> int:
-    """How many of the last layers use the keys and values of earlier ones."""
+    """Return how many of the last layers use the keys and values of earlier ones."""
     return getattr(config, "num_kv_shared_layers", None) or 0
 
 

@@ -1,4 +1,4 @@
-"""What was injected into a model: its settings and its architecture's facts. Nothing about any stream."""
+"""A setup is what was injected into a model: settings and the facts of its architecture, nothing about any stream."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ from .spec import Architecture
 logger = logging.get_logger(__name__)
 
 MARK = "_attention_sinks"
-"""Where a base model keeps its `patching.InstalledPatches`, and in these its `Setup`."""
+"""The attribute under which a base model keeps its `patching.InstalledPatches`, and in these its `Setup`."""
 
 COPY_MARK = "_attention_sinks_of_copy"
-"""Where a shallow copy of a base model keeps its own `Setup`."""
+"""The attribute under which a shallow copy of a base model keeps its own `Setup`."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Settings and facts of one injected base model.
+    """The settings and the facts of one injected base model.
 
     Parameters
     ----------
     model : PreTrainedModel
         The base model, without head or adapter.
     settings : SinkSettings
-        Defaults for caches made for this model.
+        The defaults for caches of this model.
     architecture : Architecture
-        The model's row.
+        The model's entry in the table of architectures.
+
+    Attributes
+    ----------
+    tables : dict
+        The tables made so far, by S, W, prefill and number of layers.
     """
 
     model: PreTrainedModel
@@ -47,7 +52,9 @@ class Setup:
     tables: dict[tuple[int, int, str, int], LayerTable] = field(default_factory=dict, repr=False, compare=False)
 
     def fit(self, settings: SinkSettings) -> SinkSettings:
-        """`settings` as this model can use them: W is cut, with one warning, where all layers slide natively.
+        """Return `settings` as this model can use them.
+
+        Where all layers slide natively, W is cut to what they see, with one warning.
 
         Raises
         ------
@@ -66,6 +73,7 @@ class Setup:
         return settings
 
     def _cut(self, settings: SinkSettings, native: int) -> SinkSettings:
+        """Return `settings` with a window such that a query sees at most `native` tokens."""
         window = native - settings.sink_size - 1
         if window < 1:
             raise ValueError(
@@ -80,7 +88,10 @@ class Setup:
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
-        """The kind of each layer; read once for each number of layers, which changes while `generate` exits early."""
+        """The kind of each layer.
+
+        It is read once for each number of layers, which changes while `generate` lets a model exit early.
+        """
         config = self.model.config
         if config.num_hidden_layers not in self._kinds:
             self._kinds[config.num_hidden_layers] = self.architecture.kinds(config)
@@ -93,19 +104,22 @@ class Setup:
 
     @cached_property
     def native_window(self) -> int | None:
-        """How many tokens the model sees where all its attention slides: there the sliding layers get the sinks."""
-        windows = [kind.window for kind in self.kinds if kind.attends]
+        """How many tokens the model sees natively, if all its attention slides; else None.
+
+        The sliding layers of such a model get the sinks.
+        """
+        windows = [kind.window or 0 for kind in self.kinds if kind.attends]
         return min(windows) if all(windows) and not any(kind.chunk for kind in self.kinds) else None
 
     def layer_table(self, settings: SinkSettings) -> LayerTable:
-        """The table of the layers that the model runs now, under `settings`; it is made once and kept in `tables`."""
+        """Return the table of the layers that the model runs now, under `settings`. It is made once."""
         key = (settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers)
         if key not in self.tables:
             self.tables[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
         return self.tables[key]
 
     def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
-        """What the queries of each layer see under `settings`; None for a layer without attention."""
+        """Return what the queries of each layer see under `settings`; None for a layer without attention."""
         with_sinks = settings.reach
         return tuple(self._reach(kind, with_sinks) for kind in self.kinds)
 
@@ -117,12 +131,12 @@ class Setup:
         return Reach(0, kind.window - 1, chunked=kind.chunk)
 
     def positions(self, settings: SinkSettings) -> tuple[Position, ...]:
-        """How each layer knows positions under `settings`."""
+        """Return how each layer knows positions under `settings`."""
         scheme = self.architecture.scheme(self.model.config)
         return scheme.of_layers(self.model, settings.visible_size)
 
     def warn_beyond_training(self, settings: SinkSettings) -> None:
-        """Warn, once, when queries see more tokens than the texts the model was trained on have."""
+        """Warn, once, when queries see more tokens than the texts that the model was trained on."""
         trained = getattr(self.model.config, "max_position_embeddings", None)
         if trained is not None and settings.visible_size > trained:
             logger.warning_once(
@@ -141,16 +155,16 @@ def setup_of(model: nn.Module) -> Setup:
     Raises
     ------
     ValueError
-        When it has no attention sinks, or is a shallow copy of a model that has lost them.
+        When `model` has no attention sinks, or is a shallow copy of a model that has lost them.
     """
-    base = model if MARK in model.__dict__ else base_model_of(model)
-    if MARK not in base.__dict__:
+    base_model = model if isinstance(model, PreTrainedModel) and MARK in model.__dict__ else base_model_of(model)
+    if MARK not in base_model.__dict__:
         raise ValueError(
             f"model={type(model).__name__} has no attention sinks; load it with attention_sinks.AutoModelForCausalLM "
             "or call inject_attention_sinks(model) first."
         )
-    setup: Setup = base.__dict__[MARK].setup
-    return setup if setup.model is base else _setup_of_copy(base, setup)
+    setup: Setup = base_model.__dict__[MARK].setup
+    return setup if setup.model is base_model else _setup_of_copy(base_model, setup)
 
 
 def _setup_of_copy(copy: PreTrainedModel, original: Setup) -> Setup:

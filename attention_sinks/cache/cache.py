@@ -6,21 +6,18 @@ import copy
 import operator
 import os
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ..architecture.setup import setup_of
-from ..plan.counters import Counters
-from ..plan.layer import LayerPlan
+from ..architecture.setup import Setup, setup_of
 from ..plan.table import LayerTable
 from ..settings import SinkSettings
-from .history import COMMITTED_COLUMNS
 from .layer import Layer
+from .layer_stack import LayerStack
 from .layers import cache_layers
 from .snapshot import restore_snapshot, settings_of, take_snapshot
 from .storage import read_file, write_file
@@ -56,6 +53,8 @@ class AttentionSinkKVCache(Cache):
     ...     outputs = model(ids, cache=cache, use_cache=True)
     """
 
+    layers: list[Layer]  # type: ignore[assignment]  # Transformers' annotation names its own classes of layers alone
+
     def __init__(
         self,
         model: nn.Module,
@@ -74,13 +73,9 @@ class AttentionSinkKVCache(Cache):
         table = setup.layer_table(self.settings)
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
         self._model = weakref.ref(setup.model)
-        self._model_layers = setup.model.config.num_hidden_layers
         layers = cache_layers(setup, table, self.streams)
-        self._sink_layers = [layer for layer in layers if layer.reach is not None]
-        self._states_layers = [layer for layer in layers if layer.keeps_states]
-        self._has_log = False
-        self._sink_groups: list[tuple[int, list[int]]] = []  # each with the index of its first layer
-        super().__init__(layers=layers)
+        self.stack = LayerStack(layers, self.streams, table.groups)
+        super().__init__(layers=layers)  # type: ignore[arg-type]  # as above
 
     # ---- what it holds
 
@@ -96,10 +91,8 @@ class AttentionSinkKVCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all stored tensors; constant from the first call on, but for the undo log while recording."""
-        counters = self.streams.device.tensors if self.streams.device else ()
-        stored = (layer.tensors + layer.undo_tensors for layer in self.layers)
-        return sum(tensor.nbytes for tensors in (counters, *stored) for tensor in tensors)
+        """Bytes of all stored tensors; constant from the first call on, except for the undo log while recording."""
+        return sum(tensor.nbytes for tensor in self.stack.tensors)
 
     @property
     def is_initialized(self) -> bool:
@@ -108,12 +101,12 @@ class AttentionSinkKVCache(Cache):
     @property
     def is_compileable(self) -> bool:
         """Whether steps can be compiled: `generate` asks, and compiles them on a GPU."""
-        return not self._states_layers and not self.is_recording
+        return not self.stack.keeps_states and not self.stack.is_recording
 
     @property
     def can_step_in_graph(self) -> bool:
-        """Whether the next step can be compiled: the first call of a stream, which makes the buffers, is not."""
-        return self.is_compileable and self.streams.device is not None
+        """Whether the next step can be compiled. The first call of a stream, which makes the buffers, cannot."""
+        return self.is_compileable and self.is_initialized
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -124,7 +117,7 @@ class AttentionSinkKVCache(Cache):
         return len(self.streams.seen) or -1
 
     def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
-        """Input columns seen since the last reset, padding included; `generate` slices its inputs by it."""
+        """Return the input columns seen since the last reset, padding included; `generate` slices its inputs by it."""
         return self.streams.columns
 
     def get_query_offset(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
@@ -145,28 +138,22 @@ class AttentionSinkKVCache(Cache):
 
     def reset(self) -> None:
         """Forget all streams; the next call may bring another batch size."""
-        self.streams.clear()
-        self._sink_groups = []
-        for layer in self.layers:
-            layer.reset()
+        self.stack.reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row i becomes what row `beam_idx[i]` was; beams reorder whole streams. `beam_idx` [batch] int64."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times in a row, as for beams or several returned sequences."""
+        """Repeat every row `repeats` times, one copy after the other, as for beams or several returned sequences."""
         rows = torch.arange(len(self.streams.seen), dtype=torch.long, device="cpu")
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows at `indices` [new batch] int64 or bool [batch], in that order."""
-        if self.streams.counters is None:
-            return
-        indices = torch.arange(len(self.streams.seen), dtype=torch.long, device=indices.device)[indices]
-        self.streams.select(indices.tolist())
-        for layer in self.layers:
-            layer.batch_select_indices(indices)
+        rows = torch.arange(len(self.streams.seen), dtype=torch.long, device=indices.device)
+        if len(rows):
+            self.stack.select(rows[indices])
 
     # ---- taking columns back
 
@@ -175,23 +162,17 @@ class AttentionSinkKVCache(Cache):
 
         What is kept grows by the tokens fed between two crops, to those of 1,024 columns at most.
         """
-        self._refuse_states("activate_past_recording()")
-        self._record(True)
+        self.stack.check_has_no_states("activate_past_recording()")
+        self.stack.record(True)
 
     def deactivate_past_recording(self) -> None:
         """Stop what `activate_past_recording` began and let go of what was kept for it."""
-        self._record(False)
-        self.streams.forget(0)
+        self.stack.record(False)
 
     @property
     def is_recording(self) -> bool:
         """Whether what leaves the window is kept for `crop`; Transformers may switch that off in the layers."""
-        return self._sink_layers[0].record_past
-
-    def _record(self, recording: bool) -> None:
-        self._has_log = self._has_log or recording
-        for layer in self.layers:
-            layer.record(recording)
+        return self.stack.is_recording
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last input columns back: the streams are as if they had never been fed.
@@ -203,7 +184,7 @@ class AttentionSinkKVCache(Cache):
         ----------
         tokens_to_remove : int
             -n takes n columns back, padding included, as Transformers counts them. 0 takes nothing back and lets go of
-            what was recorded, but for the last 64 columns.
+            what was recorded, except for the last 64 columns.
 
         Raises
         ------
@@ -215,41 +196,21 @@ class AttentionSinkKVCache(Cache):
             raise ValueError(
                 f"crop({-columns}) is not supported: pass a negative number, crop({columns}) takes {-columns} back."
             )
-        self._refuse_states(f"crop({-columns})")
+        self.stack.check_has_no_states(f"crop({-columns})")
         if columns == 0:
-            return self._forget_recorded()
-        before, history = self.streams.now()
-        returnable = 0 if before is None else history.available(before)
+            return self.stack.trim()
+        returnable = self.streams.returnable
         if columns > returnable:
             raise ValueError(
                 f"crop(-{columns}) asks for more than is kept: {returnable} of the columns fed can be taken back now. "
                 "Call activate_past_recording() before feeding what you may want to take back, or make a "
                 "copy.deepcopy(cache) first."
             )
-        after = before.back(history.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
-        with torch.no_grad():
-            for layer, position in zip(self.layers, self.table().positions, strict=True):
-                layer.take_back(before, after, position)
-        self.streams.back(after, columns)
-
-    def _forget_recorded(self) -> None:
-        """Keep what happened: nobody will ask for more than the last columns back."""
-        if self.is_recording:
-            for layer in self.layers:
-                layer.trim(COMMITTED_COLUMNS)
-            self.streams.forget(COMMITTED_COLUMNS)
-
-    def _refuse_states(self, action: str) -> None:
-        for index, layer in enumerate(self.layers):
-            if not isinstance(layer, Layer) or layer.keeps_states:
-                raise NotImplementedError(
-                    f"{action} is not supported: layer {index} keeps a {type(layer).__name__}, whose state cannot be "
-                    "taken back or stored; use copy.deepcopy(cache) instead."
-                )
+        self.stack.take_back(columns, self.table().positions)
 
     # ---- saving
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the cache to one safetensors file, so that `load` goes on bit for bit where it stands.
 
         The file holds keys, values, counters and S and W. It replaces what is at `path` once it is complete. What was
@@ -258,8 +219,8 @@ class AttentionSinkKVCache(Cache):
         write_file(path, *self.snapshot())
 
     @classmethod
-    def load(cls, path: str | os.PathLike, model: nn.Module) -> AttentionSinkKVCache:
-        """The cache saved to `path`, for `model`: the one it was made for, or the same checkpoint loaded anew.
+    def load(cls, path: str | os.PathLike[str], model: nn.Module) -> AttentionSinkKVCache:
+        """Return the cache saved to `path`, for the model it was made for or the same checkpoint loaded anew.
 
         A model is known by facts of its config (type, sizes, rotary parameters) and samples of all its weights, their
         dtype included. S and W are those of the saved cache.
@@ -278,107 +239,47 @@ class AttentionSinkKVCache(Cache):
             raise ValueError(f"{path} {error}") from error
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The cache as tensors by name and plain data, from which `from_snapshot` makes it again."""
-        self._refuse_states("save")
-        return take_snapshot(self.settings, self.layers, self.streams, self._owner())
+        """Return the cache as tensors by name and plain data, from which `from_snapshot` makes it again."""
+        self.stack.check_has_no_states("save")
+        return take_snapshot(self.settings, self.stack, self._owner())
 
     @classmethod
     def from_snapshot(
         cls, model: nn.Module, tensors: dict[str, torch.Tensor], state: dict[str, Any]
     ) -> AttentionSinkKVCache:
-        """The cache of which `snapshot` was taken, for `model`; ValueError when it is another model's."""
+        """Return the cache of which `snapshot` was taken, for `model`; ValueError when it is another model's."""
         cache = cls(model, *settings_of(state, model))
-        restore_snapshot(cache.layers, cache.streams, cache._owner(), tensors, state)
-        cache._group_sinks()
+        restore_snapshot(cache.stack, cache._owner(), tensors, state)
         return cache
 
-    def table(self) -> LayerTable:
-        """What each layer's queries see, and how it knows where its keys are."""
-        return setup_of(self._owner()).layer_table(self.settings)
+    # ---- the model it was made for
 
-    def _owner(self) -> nn.Module:
+    def _owner(self) -> PreTrainedModel:
+        """Return the base model that the cache was made for; ValueError when it is gone."""
         model = self._model()
         if model is None:
             raise ValueError("the model this cache was made for is gone; keep the model as long as its caches.")
         return model
 
-    # ---- the course of a call
+    def table(self) -> LayerTable:
+        """Return what each layer's queries see, and how it knows where its keys are."""
+        return setup_of(self._owner()).layer_table(self.settings)
 
-    def begin(self) -> None:
-        """A call begins: remember what it may change in place."""
-        for layer in self._states_layers:
-            layer.begin()
-
-    def rebase(self, shift: Sequence[int]) -> None:
-        """Rotate every recent key back by what the origin of its row moves; takes effect with `commit`."""
-        moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1], dtype=torch.long, device="cpu")[:, None]
-        with torch.no_grad():
-            for layer, position in zip(self.layers, self.table().positions, strict=True):
-                layer.rebase(position, moved)
-
-    def rotate_sinks(self, plan_of: Callable[[int, torch.Tensor], LayerPlan]) -> None:
-        """Before a step: bring the sinks to where the query must see them, those of like layers together.
-
-        `plan_of` gives the plan of a layer by its index and states like the layer's.
-        """
-        for index, members in self._sink_groups:
-            layers = [self.layers[member] for member in members]
-            plan = plan_of(index, layers[0].sinks)
-            if plan.sink_rotation is None:
-                continue
-            sinks = layers[0].sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
-            parts = plan.rotate(sinks, plan.sink_rotation).chunk(len(layers), dim=1)
-            torch._foreach_copy_([layer.sink_slots for layer in layers], parts)
-
-    def _group_sinks(self) -> None:
-        """Find the layers whose sinks are rotated together, once they have buffers."""
-        groups, alike = defaultdict(list), self.table().groups
-        for index, layer in enumerate(self.layers):
-            if layer.rotated and layer.reach.sink_size and layer.is_initialized:
-                groups[alike[index], layer.sinks.shape, layer.dtype, layer.device].append(index)
-        self._sink_groups = [(members[0], members) for members in groups.values()]
-
-    def commit_step(self, real: torch.Tensor | None, device: torch.device) -> None:
-        """Keep a step, which has written its tokens in place; `real` [batch, 1] says whose they are (None: all)."""
-        recording = self.is_recording
-        for layer in self.layers if self._has_log else self._states_layers:
-            layer.commit()
-        self._has_log = recording
-        self.streams.step(real, recording, device)
-
-    def commit(self, counters: Counters, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
-        """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `counters`."""
-        with torch.no_grad():
-            for layer in self.layers:
-                layer.commit()
-        if not self._sink_groups:
-            self._group_sinks()
-        self.streams.advance(counters, columns, real, self.is_recording, device)
-
-    def discard(self, columns: int) -> None:
-        """A call of `columns` columns broke off: the streams are as they were before it."""
-        with torch.no_grad():
-            for layer in self.layers:
-                layer.discard()
-        if columns == 1 and not self.is_recording:
-            self.streams.lose_evicted()
-
-    def serves(self, model: nn.Module, prefill: str, batch_size: int) -> bool:
-        """Whether this cache was made for the base model `model` as it runs now, and has `batch_size` rows or none."""
+    def serves(self, setup: Setup, batch_size: int) -> bool:
+        """Return whether this cache is for the model of `setup` and its prefill, and has `batch_size` rows or none."""
         seen = self.streams.seen
         return (
-            self._model() is model
-            and self._model_layers == model.config.num_hidden_layers
-            and self.settings.prefill == prefill
+            self._model() is setup.model
+            and self.settings.prefill == setup.settings.prefill
             and (not seen or len(seen) == batch_size)
         )
 
     def was_made_for(self, model: nn.Module) -> bool:
-        """Whether this cache was made for the base model `model`, whatever that is set to by now."""
+        """Return whether this cache was made for the base model `model`, whatever that is set to by now."""
         return self._model() is model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionSinkKVCache:
-        """A fork: both go on from here, each its own way. Copied along with its model it serves the model's copy."""
+        """Fork the streams: both caches go on from here. A cache copied along with its model serves that copy."""
         fork = memo[id(self)] = type(self).__new__(type(self))
         for name, value in self.__dict__.items():
             fork.__dict__[name] = value if name == "_model" else copy.deepcopy(value, memo)
@@ -387,7 +288,7 @@ class AttentionSinkKVCache(Cache):
             fork._model = weakref.ref(memo[id(model)])
         return fork
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__} cannot be pickled: it belongs to a model. Use cache.save(path) and "
             f"{type(self).__name__}.load(path, model), or copy.deepcopy(cache)."

@@ -1,12 +1,36 @@
-"""Picking columns out of keys and values, by one index for all rows or one per row."""
+"""Reading, writing and rotating columns of keys and values."""
 
 from __future__ import annotations
 
 import torch
 
+from ..positions.rotary import Rotary
+from ..positions.schemes import Position
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values, both [batch, num_key_value_heads, n, head_dim]."""
+
 
 def take(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`states` [batch, heads, n, d] at the columns `index` [R, m] of its third dimension."""
+    """Return the columns `index` [R, m] of `states` [batch, heads, n, d]."""
     if index.shape[0] == 1:
         return states.index_select(2, index[0])
     return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+
+
+def put(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor, active: torch.Tensor | None) -> None:
+    """Write the one column of `new` into the slot [batch] of each row.
+
+    Rows that are not in `active` [batch] bool keep what their slot holds. None stands for all rows.
+    """
+    new = new[:, :, 0]
+    rows = torch.arange(new.shape[0], dtype=torch.long, device=new.device)
+    if active is not None:
+        new = torch.where(active[:, None, None], new, buffer[rows, :, slot])
+    buffer[rows, :, slot] = new
+
+
+def rotated(states: torch.Tensor, position: Position, shift: torch.Tensor) -> torch.Tensor:
+    """Return `states` [batch, heads, n, head_dim] rotated by `shift` [R, 1]."""
+    assert isinstance(position, Rotary)  # other positions rotate nothing
+    return position.pairing.rotate(states, position.tables(shift))

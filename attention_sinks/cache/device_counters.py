@@ -8,9 +8,9 @@ from ..plan.counters import Counters
 
 
 class DeviceCounters:
-    """`Counters` for steps inside one graph, where a Python number would be a constant.
+    """`Counters` for steps inside one graph, in which a Python number would be a constant.
 
-    The tensors are written in place and never replaced. The host reads what they say of the steps taken since `set`.
+    The tensors are written in place and never replaced. The host reads from them which steps were taken since `set`.
 
     Attributes
     ----------
@@ -19,7 +19,7 @@ class DeviceCounters:
     steps : torch.Tensor
         [1] int64, columns fed since the last `set`.
     real : torch.Tensor
-        [batch, memory] bool, a ring: which of the last columns were tokens of each row.
+        [batch, memory] bool, a ring that tells which of the last columns were tokens of each row.
     """
 
     def __init__(self, counters: Counters, memory: int, device: torch.device) -> None:
@@ -36,21 +36,21 @@ class DeviceCounters:
         return self.seen, self.origin, self.steps, self.real
 
     def set(self, counters: Counters) -> None:
-        """The host has moved the streams to `counters`."""
+        """Write the counters of the host, which has moved the streams."""
         seen, origin = _both(counters, self.seen.device)
         self.seen.copy_(seen)
         self.origin.copy_(origin)
         self.steps.zero_()
 
     def step(self, active: torch.Tensor | None) -> None:
-        """Count one more column, a token of the rows in `active` [batch] bool (None: all); part of the graph."""
+        """Count one more column, a token of the rows in `active` [batch] bool (None: all), as part of the graph."""
         active = torch.ones_like(self.seen, dtype=torch.bool) if active is None else active
         self.seen.add_(active)
         self.real.index_copy_(1, self.steps % self.real.shape[1], active[:, None])
         self.steps.add_(1)
 
     def read(self) -> tuple[Counters, int, torch.Tensor]:
-        """The counters now, the columns fed since `set` and, of the newest of them, which were tokens [batch, …]."""
+        """Return the counters, the columns fed since `set`, and which of the newest columns were tokens [batch, …]."""
         steps, memory = int(self.steps), self.real.shape[1]
         newest = torch.arange(max(0, steps - memory), steps, dtype=torch.long, device="cpu") % memory
         return Counters(tuple(self.seen.tolist()), tuple(self.origin.tolist())), steps, self.real.cpu()[:, newest]

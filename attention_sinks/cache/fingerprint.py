@@ -1,4 +1,4 @@
-"""What tells whose cache a file holds: facts of a model's config and samples of its weights."""
+"""Facts of a model's config and samples of its weights, which tell whose cache a file holds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ FACTS = (
     "rope_parameters",
 )
 SAMPLES = 64
-"""Numbers looked at per weight, spread evenly: training or another checkpoint changes every one of them."""
+"""Numbers that are read of each weight, spread evenly. Training or another checkpoint changes every one of them."""
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
-    """Facts and samples of the base model `model`, as JSON can hold them; equal for the same checkpoint loaded anew.
+    """Return facts and samples of the base model `model`, as JSON can hold them.
 
-    Adapters that are not merged count as weights. Weights that are not in memory (offloaded to disk) are left out.
+    They are the same for the same checkpoint loaded anew. Adapters that are not merged count as weights. Weights that
+    are not in memory, because they are offloaded to disk, are left out.
     """
     known = model.config.to_dict()
     facts = {name: _plain(known[name]) for name in FACTS if name in known}
@@ -46,7 +47,7 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def difference(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
-    """What tells two fingerprints apart, in words; None when nothing does."""
+    """Say what tells two fingerprints apart, or return None when nothing does."""
     for name in sorted({*saved["config"], *own["config"]}):
         theirs, ours = saved["config"].get(name), own["config"].get(name)
         if theirs != ours:
@@ -58,10 +59,11 @@ def difference(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
 
 
 def _sample(weight: torch.Tensor) -> bytes | None:
-    """Type, shape and some numbers of a weight; None when it cannot be looked into."""
+    """Return type, shape and some numbers of a weight, or None when they cannot be read."""
     if weight.is_meta:
         return None
-    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    to_local = getattr(weight, "to_local", None)  # a distributed tensor has it
+    local = weight if to_local is None else to_local()
     try:
         flat = local.detach().reshape(-1)
         numbers = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].to("cpu").contiguous().view(torch.uint8).numpy()
@@ -71,7 +73,7 @@ def _sample(weight: torch.Tensor) -> bytes | None:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as it comes back from JSON."""
+    """Return `value` as it comes back from JSON."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
     if isinstance(value, (list, tuple)):

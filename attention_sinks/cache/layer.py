@@ -1,8 +1,9 @@
-"""What a sink cache asks of each of its layers."""
+"""The methods that a sink cache calls on each of its layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,26 +13,23 @@ from ..positions.schemes import Position
 
 
 class Layer:
-    """A layer of a sink cache does what concerns it, and nothing for the rest.
+    """A layer of a sink cache. It overrides the methods that concern it; the others do nothing.
 
     Attributes
     ----------
     reach : Reach or None
-        What its queries see; None for a layer without keys and values of its own.
-    rotated : {"keys", "values"} or None
-        What of the layer is rotated by positions; None: nothing.
+        What its queries see. A layer without keys and values of its own has None.
     keeps_states : bool
         Whether it keeps states that are not per token, which can be neither taken back nor saved.
     """
 
     is_croppable = True
     reach: Reach | None = None
-    rotated: str | None = None
     keeps_states = False
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Everything the layer stores, but for its undo log."""
+        """Everything that the layer stores, without its undo log."""
         return ()
 
     @property
@@ -39,26 +37,36 @@ class Layer:
         """What the layer keeps in order to take tokens back."""
         return ()
 
+    # ---- a call
+
     def begin(self) -> None:
-        """A call begins: remember what it changes in place."""
+        """Remember what the call that begins now may change in place."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new keys and values and return those to attend to."""
+        raise NotImplementedError(f"a {type(self).__name__} has no keys and values of its own.")
 
     def rebase(self, position: Position, shift: torch.Tensor) -> None:
-        """Rotate recent keys back by `shift` [R, 1], as far as the origin of their rows moves."""
+        """Rotate recent keys back by `shift` [R, 1], which is how far the origins of the rows move."""
 
     def commit(self) -> None:
-        """The call is done: keep what it brought."""
+        """Keep what the call brought, which is done."""
 
     def discard(self) -> None:
-        """The call broke off: be as before it."""
+        """Go back to what was there before the call, which broke off."""
+
+    # ---- between calls
 
     def record(self, recording: bool) -> None:
         """From now on keep what leaves the ring, or let go of what was kept."""
 
     def trim(self, columns: int) -> None:
-        """Keep of what was recorded no more than the last `columns` columns."""
+        """Keep no more of what was recorded than the last `columns` columns."""
 
     def take_back(self, before: Counters, after: Counters, position: Position) -> None:
-        """Take the streams from `before` back to `after`, where they stood some columns ago."""
+        """Take the streams back from `before` to `after`, where they stood some columns ago."""
 
     def restore(self, tensors: Sequence[torch.Tensor]) -> None:
         """Hold copies of `tensors`, which a layer like this one stored."""
@@ -67,6 +75,7 @@ class Layer:
         """Forget everything."""
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep the rows at `beam_idx` [batch], in that order."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -74,4 +83,4 @@ class Layer:
 
 
 class EmptyLayer(Layer):
-    """A layer without a cache of its own: it has no attention, or reads the keys and values of an earlier one."""
+    """A layer without a cache of its own: it has no attention, or it reads the keys and values of an earlier layer."""

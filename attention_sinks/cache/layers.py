@@ -1,26 +1,60 @@
-"""Which layers a cache is made of."""
+"""The choice of a class for each layer of a cache, and classes for particular kinds of layers."""
 
 from __future__ import annotations
 
+import torch
+
+from ..architecture.layer_kinds import LayerKind
 from ..architecture.setup import Setup
 from ..plan.table import LayerTable
 from ..positions.rotary import Rotary
+from .columns import KeysValues
 from .layer import EmptyLayer, Layer
-from .sink_layer import IndexedLayer, SinkLayer
+from .sink_layer import SinkLayer
 from .states_layer import SinkAndStatesLayer, StatesLayer
 from .stream_state import StreamState
 
 
+class LatentLayer(SinkLayer):
+    """A layer of latent attention, whose values hold the rotated part of its keys."""
+
+    def rotated_part(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def with_rotated_part(self, part: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
+        return keys, part
+
+
+class IndexedLayer(SinkLayer):
+    """A layer whose keys an indexer selects, in models that stream as long as it selects all of them.
+
+    The indexer does not run. Transformers leaves the positions of all tokens so far here, which are not kept.
+    """
+
+    @property
+    def indexer_position_ids(self) -> None:
+        return None
+
+    @indexer_position_ids.setter
+    def indexer_position_ids(self, position_ids: torch.Tensor) -> None: ...
+
+
 def cache_layers(setup: Setup, table: LayerTable, streams: StreamState) -> list[Layer]:
-    """A layer of ours for each that has keys and values; Transformers' own for states that are not per token."""
+    """Return the layers of a cache for the model of `setup`, one for each of the model's own."""
+    latent = setup.architecture.rotated == "values"
     layers: list[Layer] = []
     for kind, reach, position in zip(setup.kinds, table.reaches, table.positions, strict=True):
         rotates = isinstance(position, Rotary) and position.rotates
-        rotated = setup.architecture.rotated if rotates else None
-        if not kind.stores or reach is None:
+        if reach is None or not kind.stores:
             layers.append(StatesLayer(kind.states) if kind.states else EmptyLayer())
         elif kind.states:
-            layers.append(SinkAndStatesLayer(reach, streams, rotated, kind.states))
+            layers.append(SinkAndStatesLayer(reach, streams, rotates, kind.states))
         else:
-            layers.append((IndexedLayer if kind.indexed else SinkLayer)(reach, streams, rotated))
+            layers.append(_sink_layer(kind, latent)(reach, streams, rotates))
     return layers
+
+
+def _sink_layer(kind: LayerKind, latent: bool) -> type[SinkLayer]:
+    if latent:
+        return LatentLayer
+    return IndexedLayer if kind.indexed else SinkLayer

@@ -1,4 +1,4 @@
-"""The keys and values of one attention layer: fixed buffers, a ring, sinks kept as they first were."""
+"""The keys and values of one attention layer: buffers of fixed size, which hold the sinks and a ring."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from ..plan.counters import Counters
 from ..plan.layer import LayerPlan
 from ..plan.reach import Reach
 from ..plan.token import TokenPlan
-from ..positions.rotary import Rotary
 from ..positions.schemes import Position
-from .columns import take
+from .columns import KeysValues, put, rotated, take
 from .layer import Layer
 from .stream_state import StreamState
-from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
+from .undo import NOWHERE, UndoLog, evicted_by_block, evicted_by_token
+
+NOTHING = torch.empty(0, device="cpu")
+"""It holds the place of a buffer that the first call will make."""
 
 
 class SinkLayer(Layer, CacheLayerMixin):
@@ -27,66 +29,73 @@ class SinkLayer(Layer, CacheLayerMixin):
 
     Attributes
     ----------
-    keys, values : torch.Tensor
+    keys, values : torch.Tensor or None
         [batch, num_key_value_heads, S+W+1, head_dim]: S sinks, then a ring of W+1 slots (see `plan`). Recent keys stay
-        rotated where they were first rotated; the first S key slots hold the sinks as the last step saw them.
+        rotated as they were when they came; the first S slots hold the sinks as the last step saw them. None until the
+        first call has made the buffers.
     sinks : torch.Tensor
         [batch, num_key_value_heads, S, head_dim], the rotated part of the sinks as it was at their own positions
-        0..S-1. Never changed, so its rounding does not grow with the stream. Empty where nothing is rotated.
+        0..S-1. It is never changed, so its rounding error does not grow with the stream. It is empty where nothing is
+        rotated.
     sink_slots : torch.Tensor
         A view of the slots that hold the sinks as the last step saw them.
     pending : tuple of torch.Tensor or None
-        During a call of several tokens: what the three will hold once the call is done. A call that breaks off leaves
-        the buffers as they were.
+        During a call of several tokens, what keys, values and sinks will be when the call is done. A call that breaks
+        off leaves the buffers as they were.
     log : UndoLog
-        While `record_past`: what has left the ring, for `take_back`.
+        What has left the ring while `record_past` was set, for `take_back`.
     """
 
     is_compileable = False
     is_sliding = False
     record_past = False
-    sinks: torch.Tensor | None = None
-    sink_slots: torch.Tensor | None = None
-    pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
-    def __init__(self, reach: Reach, streams: StreamState, rotated: str | None = "keys") -> None:
-        """`rotated`: whether positions are in the "keys", in the "values" (latent attention) or, None, in neither."""
+    def __init__(self, reach: Reach, streams: StreamState, rotates: bool = True) -> None:
+        """`rotates` says whether positions rotate the keys."""
         CacheLayerMixin.__init__(self)
-        self.reach, self.streams, self.rotated = reach, streams, rotated
+        self.reach: Reach = reach
+        self.streams, self.rotates = streams, rotates
+        self.sinks = self.sink_slots = NOTHING
+        self.pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self.log = UndoLog()
+
+    # ---- which part is rotated
+
+    def rotated_part(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Return what positions rotate."""
+        return keys
+
+    def with_rotated_part(self, part: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
+        """Return keys and values with `part` in place of their rotated part."""
+        return part, values
 
     # ---- its buffers
 
     @property
-    def buffers(self) -> tuple[torch.Tensor, ...]:
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Keys, values and sinks."""
-        return (self.keys, self.values, self.sinks) if self.is_initialized else ()
+        assert self.keys is not None and self.values is not None  # asked for only once they are made
+        return self.keys, self.values, self.sinks
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.buffers
+        return (*(self.buffers if self.is_initialized else ()), *super().tensors)
 
     @property
     def undo_tensors(self) -> tuple[torch.Tensor, ...]:
         return self.log.tensors
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        slots, sinks = self.reach.visible_size, self.reach.sink_size
-        likes = [(key_states, slots), (value_states, slots)]
-        likes += [(value_states, sinks)] if self.rotated == "values" else [(key_states, sinks if self.rotated else 0)]
+        slots, sinks = self.reach.visible_size, self.reach.sink_size if self.rotates else 0
+        like = (key_states, slots), (value_states, slots), (self.rotated_part(key_states, value_states), sinks)
         with torch.inference_mode(False):
-            self._hold(
-                *(
-                    torch.zeros(*like.shape[:2], size, like.shape[3], dtype=like.dtype, device=like.device)
-                    for like, size in likes
-                )
-            )
+            self._hold(*(_zeros(states, size) for states, size in like))
 
     def _hold(self, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor) -> None:
         """These are the buffers from now on."""
         self.keys, self.values, self.sinks = keys, values, sinks
         with torch.inference_mode(False), torch.no_grad():
-            self.sink_slots = (values if self.rotated == "values" else keys).narrow(2, 0, self.reach.sink_size)
+            self.sink_slots = self.rotated_part(keys, values).narrow(2, 0, self.reach.sink_size)
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
         if keys.device.type == "cuda":  # a CUDA graph would copy what it does not know to stay where it is
@@ -98,15 +107,18 @@ class SinkLayer(Layer, CacheLayerMixin):
             self._hold(*(tensor.clone() for tensor in tensors))
 
     def reset(self) -> None:
-        self.keys = self.values = self.sinks = self.sink_slots = self.pending = None
+        self.keys = self.values = self.pending = None
+        self.sinks = self.sink_slots = NOTHING
         self.log.clear()
         self.is_initialized = False
+        super().reset()
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.is_initialized:
             with torch.inference_mode(False):
-                self._hold(*(tensor.index_select(0, indices.to(tensor.device)) for tensor in self.buffers))
-                self.log.select(indices.to(self.keys.device))
+                self._hold(*(buffer.index_select(0, indices.to(buffer.device)) for buffer in self.buffers))
+                self.log.select(indices.to(self.sinks.device))
+        super().batch_select_indices(indices)
 
     # ---- a call
 
@@ -117,8 +129,8 @@ class SinkLayer(Layer, CacheLayerMixin):
         layer: LayerPlan | None = None,
         *args: Any,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new keys and values and return the ones to attend to, in the order `layer.plan` describes."""
+    ) -> KeysValues:
+        """Store new keys and values and return those to attend to, in the order that `layer.plan` describes."""
         if not isinstance(layer, LayerPlan):
             raise RuntimeError(
                 "a cache of attention sinks was updated by a model without them; call inject_attention_sinks(model), "
@@ -127,65 +139,70 @@ class SinkLayer(Layer, CacheLayerMixin):
         plan = layer.plan
         if isinstance(plan, BlockPlan):
             return self._update_block(key_states, value_states, plan)
+        keys, values = self.keys, self.values
+        assert keys is not None and values is not None  # the first call of a stream has a block plan
         if self.record_past:
             with torch.inference_mode(False):
-                self.log.add(evicted_by_token(self.keys, self.values, plan, self.reach))
-        if isinstance(plan.slot, int):
-            self.keys.narrow(2, plan.slot, 1).copy_(key_states)
-            self.values.narrow(2, plan.slot, 1).copy_(value_states)
+                self.log.add(evicted_by_token(keys, values, plan, self.reach))
+        slot = plan.slot
+        if isinstance(slot, int):
+            keys.narrow(2, slot, 1).copy_(key_states)
+            values.narrow(2, slot, 1).copy_(value_states)
         else:
-            self._write_rows(key_states, value_states, plan)
+            put(keys, key_states, slot, plan.active)
+            put(values, value_states, slot, plan.active)
+            if plan.may_be_sink:
+                self._note_sinks(self.rotated_part(key_states, value_states), slot, plan)
         if plan.used == self.reach.visible_size:
-            return self.keys, self.values
-        return self.keys[:, :, : plan.used], self.values[:, :, : plan.used]
+            return keys, values
+        return keys[:, :, : plan.used], values[:, :, : plan.used]
 
-    def _write_rows(self, key: torch.Tensor, value: torch.Tensor, plan: TokenPlan) -> None:
-        """Write the new token of every row into a slot of its own."""
-        _write(self.keys, key, plan.slot, plan.active)
-        _write(self.values, value, plan.slot, plan.active)
-        if plan.may_be_sink and (sinks := self.sinks.shape[2]):
-            among = plan.slot < sinks if plan.active is None else (plan.slot < sinks) & plan.active
-            _write(self.sinks, value if self.rotated == "values" else key, plan.slot.clamp(max=sinks - 1), among)
+    def _note_sinks(self, part: torch.Tensor, slot: torch.Tensor, plan: TokenPlan) -> None:
+        """Keep the rotated part of the new tokens that are sinks."""
+        if sinks := self.sinks.shape[2]:
+            among = slot < sinks if plan.active is None else (slot < sinks) & plan.active
+            put(self.sinks, part, slot.clamp(max=sinks - 1), among)
 
-    def _update_block(
-        self, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lay out past and new; what the next call needs waits until the whole call is done."""
-        before = self.pending or self.buffers
-        if plan.past is not None:
-            key, value = (
-                torch.cat([*past, new], dim=2) for past, new in zip(self._past(plan), (key, value), strict=True)
-            )
+    def _update_block(self, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan) -> KeysValues:
+        """Return past and new keys and values; what the next call needs waits until the whole call is done."""
+        before = self.pending or (self.buffers if self.is_initialized else None)
+        if before is not None and plan.past is not None:
+            sinks, window = self._past(before, plan.past)
+            key, value = (torch.cat(parts, dim=2) for parts in zip(sinks, window, (key, value), strict=True))
         with torch.inference_mode(False), torch.no_grad():  # buffers of inference mode cannot be written outside it
             keys, values = take(key, plan.kept), take(value, plan.kept)
             after = keys, values, self._sinks_of(keys, values).clone()
-            if plan.idle is not None and plan.past is not None:
+            if before is not None and plan.past is not None and plan.idle is not None:
                 idle = plan.idle[:, None, None, None]
-                after = tuple(torch.where(idle, old, new) for old, new in zip(before, after, strict=True))
+                keys, values, first = (torch.where(idle, *both) for both in zip(before, after, strict=True))
+                after = keys, values, first
             self.pending = after
             if self.record_past:
-                self.log.add(evicted_by_block(before[:2], (key, value), plan, self.reach))
+                ring = None if before is None else before[:2]
+                self.log.add(evicted_by_block(ring, (key, value), plan, self.reach))
         return key, value
 
-    def _past(self, plan: BlockPlan) -> list[list[torch.Tensor]]:
-        """What is cached, for keys and for values: the sinks as they first were, the window from old to new."""
-        keys, values, sinks = self.pending or self.buffers
-        first = {"keys": keys[:, :, : self.reach.sink_size], "values": values[:, :, : self.reach.sink_size]}
-        if self.rotated:
-            first[self.rotated] = sinks
-        return [[first["keys"], take(keys, plan.past)], [first["values"], take(values, plan.past)]]
+    def _past(
+        self, buffers: tuple[torch.Tensor, torch.Tensor, torch.Tensor], slots: torch.Tensor
+    ) -> tuple[KeysValues, KeysValues]:
+        """Return what is cached: the sinks as they first were, and the window in `slots` from old to new."""
+        keys, values, sinks = buffers
+        size = self.reach.sink_size
+        first = keys[:, :, :size], values[:, :, :size]
+        if self.rotates:
+            first = self.with_rotated_part(sinks, *first)
+        return first, (take(keys, slots), take(values, slots))
 
     def _sinks_of(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        states = values if self.rotated == "values" else keys
-        return states[:, :, : self.reach.sink_size if self.rotated else 0]
+        return self.rotated_part(keys, values)[:, :, : self.reach.sink_size if self.rotates else 0]
 
     def rebase(self, position: Position, shift: torch.Tensor) -> None:
-        if self.rotated and (self.pending or self.is_initialized):
+        if self.rotates and (self.pending or self.is_initialized):
             keys, values, sinks = self.pending or self.buffers
-            states = {"keys": keys, "values": values}
-            first, ring = states[self.rotated].split([self.reach.sink_size, self.reach.window_size + 1], dim=2)
-            states[self.rotated] = torch.cat([first, _rotated(ring, position, -shift.to(ring.device))], dim=2)
-            self.pending = states["keys"], states["values"], sinks
+            part = self.rotated_part(keys, values)
+            first, ring = part.split([self.reach.sink_size, self.reach.window_size + 1], dim=2)
+            part = torch.cat([first, rotated(ring, position, -shift.to(ring.device))], dim=2)
+            self.pending = *self.with_rotated_part(part, keys, values), sinks
 
     def commit(self) -> None:
         if self.record_past:
@@ -199,13 +216,15 @@ class SinkLayer(Layer, CacheLayerMixin):
                 if states is not buffer:
                     buffer.copy_(states)
             self.pending = None
+        super().commit()
 
     def discard(self) -> None:
         if self.pending is None:  # a step writes in place
             for evicted in self.log.new:
-                self._put_back(evicted)
+                evicted.put_back(*self.buffers[:2], self.reach)
         self.log.new.clear()
         self.pending = None
+        super().discard()
 
     # ---- taking tokens back
 
@@ -220,32 +239,21 @@ class SinkLayer(Layer, CacheLayerMixin):
     def take_back(self, before: Counters, after: Counters, position: Position) -> None:
         if not self.is_initialized:
             return
-        seen, origin = (
-            torch.tensor(counter, dtype=torch.long, device=self.keys.device)[:, None]
-            for counter in (after.seen, after.origin)
-        )
-        rotated, sinks = self.values if self.rotated == "values" else self.keys, self.reach.sink_size
-        if self.rotated and before.origin != after.origin:
-            ring = rotated[:, :, sinks:]
-            moved_by = torch.tensor(before.origin, dtype=torch.long, device=ring.device)[:, None] - origin
-            ring.copy_(_rotated(ring, position, moved_by))
+        keys, values, sinks = self.buffers
+        seen, origin = _column(after.seen, keys.device), _column(after.origin, keys.device)
+        if self.rotates and before.origin != after.origin:
+            ring = self.rotated_part(keys, values)[:, :, self.reach.sink_size :]
+            ring.copy_(rotated(ring, position, _column(before.origin, ring.device) - origin))
         for evicted in self.log.take_back(seen - self.reach.window_size - 1):
             evicted = replace(evicted, positions=evicted.positions.masked_fill(evicted.positions >= seen, NOWHERE))
             shift = evicted.origin - origin
-            if self.rotated and bool(shift.any()):
-                moved = _rotated(getattr(evicted, self.rotated), position, shift)
-                evicted = replace(evicted, **{self.rotated: moved})
-            self._put_back(evicted)
-        if self.rotated:
-            rotated[:, :, :sinks] = self.sinks
-
-    def _put_back(self, evicted: Evicted) -> None:
-        """Write evicted tokens into their slots."""
-        positions = evicted.positions.expand(evicted.keys.shape[0], -1)
-        row, column = (positions >= 0).nonzero(as_tuple=True)
-        slot = self.reach.slot_of(positions[row, column])
-        self.keys[row, :, slot] = evicted.keys[row, :, column]
-        self.values[row, :, slot] = evicted.values[row, :, column]
+            if self.rotates and bool(shift.any()):
+                part = rotated(self.rotated_part(evicted.keys, evicted.values), position, shift)
+                old_keys, old_values = self.with_rotated_part(part, evicted.keys, evicted.values)
+                evicted = replace(evicted, keys=old_keys, values=old_values)
+            evicted.put_back(keys, values, self.reach)
+        if self.rotates:
+            self.sink_slots.copy_(sinks)
 
     # ---- what Transformers asks of a layer
 
@@ -259,29 +267,11 @@ class SinkLayer(Layer, CacheLayerMixin):
         return query_length, 0
 
 
-class IndexedLayer(SinkLayer):
-    """A layer whose keys an indexer selects, in models that stream as long as it selects all of them.
-
-    The indexer does not run: the positions of all tokens so far, which Transformers leaves here, are not kept.
-    """
-
-    @property
-    def indexer_position_ids(self) -> None:
-        return None
-
-    @indexer_position_ids.setter
-    def indexer_position_ids(self, position_ids: torch.Tensor) -> None: ...
+def _zeros(like: torch.Tensor, size: int) -> torch.Tensor:
+    """Return a buffer with `size` slots for states like `like` [batch, heads, n, head_dim]."""
+    return torch.zeros(*like.shape[:2], size, like.shape[3], dtype=like.dtype, device=like.device)
 
 
-def _rotated(states: torch.Tensor, rotary: Rotary, shift: torch.Tensor) -> torch.Tensor:
-    """`states` [batch, heads, n, head_dim] rotated by `shift` [R, 1]."""
-    return rotary.pairing.rotate(states, rotary.tables(shift))
-
-
-def _write(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor, active: torch.Tensor | None) -> None:
-    """Put the one new column of every active row into its slot; padding never enters the cache."""
-    new = new[:, :, 0]
-    rows = torch.arange(new.shape[0], dtype=torch.long, device=new.device)
-    if active is not None:
-        new = torch.where(active[:, None, None], new, buffer[rows, :, slot])
-    buffer[rows, :, slot] = new
+def _column(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return one number for each row as [batch, 1] int64."""
+    return torch.tensor(numbers, dtype=torch.long, device=device)[:, None]

@@ -1,45 +1,55 @@
-"""A cache as tensors and plain data, and back: what `AttentionSinkKVCache.save` and `load` are made of."""
+"""A cache as tensors and plain data, and back, for `AttentionSinkKVCache.save` and `load`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..architecture.setup import setup_of
 from ..plan.counters import Counters
 from ..settings import SinkSettings
 from .fingerprint import difference, fingerprint
-from .history import History
 from .layer import Layer
-from .stream_state import StreamState
+from .layer_stack import LayerStack
+from .stream_state import History
 
 KIND = "AttentionSinkKVCache"
+"""The kind that a snapshot names."""
 
 
 def take_snapshot(
-    settings: SinkSettings, layers: Sequence[Layer], streams: StreamState, model: PreTrainedModel
+    settings: SinkSettings, stack: LayerStack, model: PreTrainedModel
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors by name, and everything else about a cache of these parts, which serves the base model `model`."""
-    counters, history = streams.now()
+    """Return the tensors of a cache by name, and everything else about it as plain data.
+
+    Parameters
+    ----------
+    settings : SinkSettings
+        S, W and the prefill mode of the cache.
+    stack : LayerStack
+        Its layers.
+    model : PreTrainedModel
+        The base model that it serves.
+    """
     tensors = {
         f"layers.{index}.{number}": tensor
-        for index, layer in enumerate(layers)
+        for index, layer in enumerate(stack.layers)
         for number, tensor in enumerate(layer.tensors)
     }
     state: dict[str, Any] = {
         "kind": KIND,
         "settings": list(astuple(settings)),
-        "layers": [_reach_of(layer) for layer in layers],
+        "layers": [_reach_of(layer) for layer in stack.layers],
         "model": fingerprint(model),
-        "columns": history.columns if history else 0,
+        "columns": stack.streams.columns,
         "rows": None,
     }
-    if counters is not None:
-        history = history.with_log_of(0, counters)
+    if (now := stack.streams.now()) is not None:
+        counters, history = now[0], now[1].with_log_of(0, now[0])
         state["rows"] = {
             "seen": list(counters.seen),
             "base": list(counters.origin),
@@ -50,8 +60,8 @@ def take_snapshot(
     return tensors, state
 
 
-def settings_of(state: dict[str, Any], model: PreTrainedModel) -> tuple[int, int]:
-    """S and W of a snapshot that fits `model`.
+def settings_of(state: dict[str, Any], model: nn.Module) -> tuple[int, int]:
+    """Return S and W of a snapshot that fits `model`.
 
     Raises
     ------
@@ -73,14 +83,10 @@ def settings_of(state: dict[str, Any], model: PreTrainedModel) -> tuple[int, int
 
 
 def restore_snapshot(
-    layers: Sequence[Layer],
-    streams: StreamState,
-    model: PreTrainedModel,
-    tensors: dict[str, torch.Tensor],
-    state: dict[str, Any],
+    stack: LayerStack, model: PreTrainedModel, tensors: dict[str, torch.Tensor], state: dict[str, Any]
 ) -> None:
-    """Bring the parts of a new cache for the base model `model` to where the snapshot was taken."""
-    reaches = [_reach_of(layer) for layer in layers]
+    """Bring `stack`, that of a new cache for the base model `model`, to where the snapshot was taken."""
+    reaches = [_reach_of(layer) for layer in stack.layers]
     if reaches != state["layers"]:
         raise ValueError(
             f"holds a cache whose layers see {state['layers']} (S, W, dense, chunked), this model's see {reaches}; "
@@ -89,18 +95,19 @@ def restore_snapshot(
     if state["rows"] is None:
         return
     rows, devices = state["rows"], _devices(model)
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(stack.layers):
         if layer.reach is not None:
             own = [tensors[f"layers.{index}.{number}"] for number in range(3)]
             layer.restore([tensor.to(devices.get(index, tensor.device)) for tensor in own])
     bits = tuple(int(text, 16) for text in rows["tokens"])
-    history = History(streams.room, state["columns"], rows["remembered"], bits, tuple(rows["floor"]))
+    history = History(stack.streams.room, state["columns"], rows["remembered"], bits, tuple(rows["floor"]))
     counters = Counters(tuple(rows["seen"]), tuple(rows["base"]))
-    streams.stand(counters, history, devices.get(0, torch.device("cpu")))
+    stack.streams.stand(counters, history, devices.get(0, torch.device("cpu")))
+    stack.group_sinks()
 
 
-def _reach_of(layer: Layer) -> list | None:
-    """What the queries of a layer see, as JSON can hold it; None for a layer without keys of its own."""
+def _reach_of(layer: Layer) -> list[int | bool] | None:
+    """Return what the queries of a layer see, as JSON can hold it, or None for a layer without keys of its own."""
     if layer.reach is None:
         return None
     reach = layer.reach
@@ -108,7 +115,7 @@ def _reach_of(layer: Layer) -> list | None:
 
 
 def _devices(model: PreTrainedModel) -> dict[int, torch.device]:
-    """The device of each layer's keys, by layer index; layers whose weights wait elsewhere name their hook's."""
+    """Return the device of each layer's keys, by layer index. Offloaded weights are on the device of their hook."""
     devices = {}
     for module in model.modules():
         index = getattr(module, "layer_idx", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.cache_utils import LinearAttentionLayer
@@ -28,7 +28,7 @@ class StatesLayer(Layer, LinearAttentionLayer):
     Attributes
     ----------
     before : dict or None
-        During a call: what the states were before it, since Transformers changes them in place.
+        During a call, what the states were before it, because Transformers changes them in place.
     """
 
     keeps_states = True
@@ -40,6 +40,11 @@ class StatesLayer(Layer, LinearAttentionLayer):
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         with torch.inference_mode(False):
             LinearAttentionLayer.lazy_initialization(self, *args, **kwargs)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        states = (state for name in STATE_TENSORS for state in getattr(self, name).values())
+        return tuple(state for state in states if state is not None)
 
     def begin(self) -> None:
         before = {name: dict(getattr(self, name)) for name in STATE_FACTS}
@@ -60,22 +65,20 @@ class StatesLayer(Layer, LinearAttentionLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         with torch.inference_mode(False):
-            LinearAttentionLayer.reorder_cache(self, indices)
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        states = (state for name in STATE_TENSORS for state in getattr(self, name).values())
-        return tuple(state for state in states if state is not None)
+            LinearAttentionLayer.reorder_cache(self, cast(torch.LongTensor, indices))
 
 
 class SinkAndStatesLayer(SinkLayer, StatesLayer):
-    """A layer with attention and states side by side, as in Falcon-H1: what it is asked, it asks both parts."""
+    """A layer with attention and states side by side, as in Falcon-H1.
 
-    def __init__(self, reach: Reach, streams: StreamState, rotated: str | None, number_of_states: int) -> None:
-        SinkLayer.__init__(self, reach, streams, rotated)
+    The methods of `SinkLayer` end with a call of the next class's method, which here is that of `StatesLayer`.
+    """
+
+    device: Any  # the two classes of Transformers give them no common type
+    dtype: Any
+
+    def __init__(self, reach: Reach, streams: StreamState, rotates: bool, number_of_states: int) -> None:
+        SinkLayer.__init__(self, reach, streams, rotates)
         StatesLayer.__init__(self, number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -83,27 +86,6 @@ class SinkAndStatesLayer(SinkLayer, StatesLayer):
             SinkLayer.lazy_initialization(self, *args, **kwargs)
         else:
             StatesLayer.lazy_initialization(self, **kwargs)
-
-    def commit(self) -> None:
-        SinkLayer.commit(self)
-        StatesLayer.commit(self)
-
-    def discard(self) -> None:
-        SinkLayer.discard(self)
-        StatesLayer.discard(self)
-
-    def reset(self) -> None:
-        SinkLayer.reset(self)
-        StatesLayer.reset(self)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        SinkLayer.batch_select_indices(self, indices)
-        StatesLayer.batch_select_indices(self, indices)
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        states: tuple[torch.Tensor, ...] = StatesLayer.tensors.__get__(self)
-        return self.buffers + states
 
 
 def _copy(state: torch.Tensor | None) -> torch.Tensor | None:

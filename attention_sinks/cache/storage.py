@@ -1,4 +1,4 @@
-"""One file for tensors and what they mean: safetensors with a checksum, written at once or not at all."""
+"""One safetensors file for tensors and what they mean, with a checksum, which is written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FORMAT = "attention_sinks"
 VERSION = "1"
 
 
-def write_file(path: str | os.PathLike, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    """Write `tensors` and `state`, which JSON can hold, to `path`: to a temporary file first, which is then renamed.
+def write_file(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Write `tensors` and `state`, which JSON can hold, to a temporary file and rename that to `path`.
 
     Raises
     ------
     OSError
-        When the file cannot be written; what `path` held before is then untouched.
+        When the file cannot be written. What `path` held before is then untouched.
     """
     path = Path(path)
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
@@ -40,8 +40,8 @@ def write_file(path: str | os.PathLike, tensors: dict[str, torch.Tensor], state:
         temporary.unlink(missing_ok=True)
 
 
-def read_file(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `write_file` wrote: tensors on the CPU, and the state.
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return what `write_file` wrote: tensors on the CPU, and the state.
 
     Raises
     ------
@@ -79,5 +79,5 @@ def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        checksum.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        checksum.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return checksum.hexdigest()

@@ -1,23 +1,126 @@
-"""Where the streams of one cache stand, on the host and on the device."""
+"""Where the streams of one cache stand, on the host and on the device, and how far they can go back."""
 
 from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..plan.counters import Counters
 from .device_counters import DeviceCounters
-from .history import History
+
+RECORDED_COLUMNS = 1024
+"""While a cache records, it can bring back what this many of the last columns pushed out."""
+
+COMMITTED_COLUMNS = 64
+"""The same number after `crop(0)`. A draft model with another tokenizer goes back behind what it has committed."""
 
 
-class StreamState:
-    """The counters and the history of one cache, shared by its layers.
+@dataclass(frozen=True)
+class History:
+    """The facts that are known of the last columns fed. It is immutable: a call makes the next one.
 
     Attributes
     ----------
     room : int
-        Tokens a row may have before any layer loses one.
+        Tokens that a row may have before any layer loses one (the smallest S+W+1).
+    columns : int
+        Input columns seen since the last reset, padding included.
+    length : int
+        How many of them are remembered, which is never more than `RECORDED_COLUMNS + room`.
+    tokens : tuple of int
+        A set of bits for each row. Bit i says whether the i-th newest column was a token of the row.
+    floor : tuple of int
+        The lowest stream position that each row can return to.
+    """
+
+    room: int
+    columns: int
+    length: int
+    tokens: tuple[int, ...]
+    floor: tuple[int, ...]
+
+    @classmethod
+    def empty(cls, batch_size: int, room: int) -> History:
+        """Return the history of streams that have not begun."""
+        return cls(room, 0, 0, (0,) * batch_size, (0,) * batch_size)
+
+    def advance(
+        self, before: Counters, after: Counters, columns: int, real: torch.Tensor | None, recording: bool
+    ) -> History:
+        """Return the history after `columns` more columns, which lead from `before` to `after`.
+
+        `real` [batch, columns] bool says which are tokens (None: all). It may tell about the newest columns alone; the
+        older ones are then forgotten.
+        """
+        memory = RECORDED_COLUMNS + self.room
+        remembered = (1 << memory) - 1
+        length = min(self.length + columns, memory)
+        if real is None:
+            new = (1 << min(columns, memory)) - 1
+            tokens = tuple([(old << columns | new) & remembered for old in self.tokens])
+        else:
+            bits = [_as_bits(row) for row in real[:, -memory:].tolist()]
+            tokens = tuple([(old << columns | new) & remembered for old, new in zip(self.tokens, bits, strict=True)])
+            length = length if real.shape[1] == columns else real.shape[1]
+        floor = self.floor
+        if not recording and max(after.seen) > self.room:  # the slot of the token just evicted still holds it
+            fed = zip(before.seen, after.seen, floor, strict=True)
+            floor = tuple([t - 1 if t > max(self.room, t_before) else low for t_before, t, low in fed])
+        history = History(self.room, self.columns + columns, length, tokens, floor)
+        return history.with_log_of(RECORDED_COLUMNS, after) if recording else history
+
+    def count(self, columns: int) -> tuple[int, ...]:
+        """Return how many tokens each row has among the last `columns` columns."""
+        newest = (1 << columns) - 1
+        return tuple((bits & newest).bit_count() for bits in self.tokens)
+
+    def available(self, counters: Counters) -> int:
+        """Return how many columns can be taken back at most."""
+        held = [t - floor for t, floor in zip(counters.seen, self.floor, strict=True)]
+
+        def too_far(columns: int) -> bool:
+            return any(count > most for count, most in zip(self.count(columns), held, strict=True))
+
+        return bisect_left(range(self.length + 1), True, key=too_far) - 1
+
+    def back(self, counters: Counters, columns: int) -> History:
+        """Return the history without the last `columns` columns, which leaves the streams at `counters`."""
+        floor = tuple(0 if t < self.room else low for t, low in zip(counters.seen, self.floor, strict=True))
+        tokens = tuple(bits >> columns for bits in self.tokens)
+        return History(self.room, self.columns - columns, self.length - columns, tokens, floor)
+
+    def without_evicted(self, counters: Counters) -> History:
+        """Return the history when a call that broke off has written over the slots of the tokens evicted last."""
+        floor = tuple(max(low, t) if t >= self.room else low for t, low in zip(counters.seen, self.floor, strict=True))
+        return replace(self, floor=floor)
+
+    def with_log_of(self, columns: int, counters: Counters) -> History:
+        """Return the history when only what the last `columns` columns pushed out is kept.
+
+        A full row can go back by one token even without that.
+        """
+        floor = tuple(
+            max(low, t - 1 - count) if t > self.room else low
+            for t, low, count in zip(counters.seen, self.floor, self.count(columns), strict=True)
+        )
+        return replace(self, floor=floor)
+
+    def select(self, indices: list[int]) -> History:
+        """Return the history of the rows at `indices`, in that order."""
+        return replace(self, tokens=tuple(self.tokens[i] for i in indices), floor=tuple(self.floor[i] for i in indices))
+
+
+class StreamState:
+    """The counters and the history of one cache, which its layers share.
+
+    Attributes
+    ----------
+    room : int
+        Tokens that a row may have before any layer loses one.
     device : DeviceCounters or None
-        The counters as tensors, for compiled steps; None until the first call fixes the batch size.
+        The counters as tensors, for compiled steps. None until the first call fixes the batch size.
     ahead : bool
         Whether compiled steps have moved the tensors on since the host last wrote them.
     """
@@ -26,72 +129,72 @@ class StreamState:
         self.room = room
         self.device: DeviceCounters | None = None
         self.ahead = False
-        self._counters: Counters | None = None
-        self._history: History | None = None
+        self._written: tuple[Counters, History] | None = None  # as the host last knew them
 
-    # ---- where they stand; reading changes nothing
+    # ---- where the streams stand; reading changes nothing
 
-    def now(self) -> tuple[Counters, History] | tuple[None, None]:
-        """Counters and history; None and None until the first call fixes the batch size."""
+    def now(self) -> tuple[Counters, History] | None:
+        """Return the counters and the history, or None until the first call fixes the batch size."""
         if not self.ahead:
-            return self._counters, self._history
+            return self._written
+        assert self._written is not None and self.device is not None  # compiled steps come after a first call
+        before, history = self._written
         counters, columns, real = self.device.read()
-        return counters, self._history.advance(self._counters, counters, columns, real, recording=False)
+        return counters, history.advance(before, counters, columns, real, recording=False)
 
     @property
     def counters(self) -> Counters | None:
-        return self.now()[0]
-
-    @property
-    def history(self) -> History | None:
-        return self.now()[1]
+        now = self.now()
+        return None if now is None else now[0]
 
     @property
     def columns(self) -> int:
         """Input columns seen since the last reset, padding included."""
-        if self._history is None:
-            return 0
-        return self._history.columns + (int(self.device.steps) if self.ahead else 0)
+        columns = 0 if self._written is None else self._written[1].columns
+        return columns + int(self.device.steps) if self.ahead and self.device is not None else columns
 
     @property
     def seen(self) -> tuple[int, ...]:
+        """Real tokens that each row has fed. Before the first call there are no rows."""
         counters = self.counters
         return () if counters is None else counters.seen
 
     @property
     def returnable(self) -> int:
         """How many of the last columns can be taken back."""
-        counters, history = self.now()
-        return 0 if counters is None else history.available(counters)
+        now = self.now()
+        return 0 if now is None else now[1].available(now[0])
 
     # ---- what moves them
 
     def stand(self, counters: Counters, history: History, device: torch.device | None = None) -> None:
-        """The streams stand at `counters` from now on; `device` is where compiled steps count."""
-        self._counters, self._history, self.ahead = counters, history, False
-        if self.device is None or len(self.device.seen) != len(counters):
-            device = self.device.seen.device if device is None else device
-            self.device = DeviceCounters(counters, self.room, device)
-        else:
+        """Set the streams to `counters` and `history`; `device` is where compiled steps count."""
+        self._written, self.ahead = (counters, history), False
+        if self.device is not None and len(self.device.seen) == len(counters):
             self.device.set(counters)
+            return
+        if device is None:
+            assert self.device is not None  # the first call names the device
+            device = self.device.seen.device
+        self.device = DeviceCounters(counters, self.room, device)
 
     def advance(
         self, after: Counters, columns: int, real: torch.Tensor | None, recording: bool, device: torch.device
     ) -> None:
-        """A call of `columns` columns, of which `real` are tokens (None: all), leaves the streams at `after`."""
-        before, history = self.now()
-        if before is None:
-            before, history = Counters.empty(len(after)), History.empty(len(after), self.room)
+        """Move the streams to `after` by a call of `columns` columns, of which `real` are tokens (None: all)."""
+        before, history = self.now() or (Counters.empty(len(after)), History.empty(len(after), self.room))
         history = history.advance(before, after, columns, real, recording)
         if real is None and self.device is not None and not self.ahead and after.origin == before.origin:
-            self._counters, self._history = after, history
+            self._written = after, history
             self.device.seen.add_(columns)
         else:
             self.stand(after, history, device)
 
     def step(self, real: torch.Tensor | None, recording: bool, device: torch.device) -> None:
-        """A call of one column, a token of the rows where `real` [batch, 1] says so (None: all), has been fed."""
-        before, _ = self.now()
+        """Move the streams by one column, a token of the rows where `real` [batch, 1] says so (None: all)."""
+        now = self.now()
+        assert now is not None  # the first call of a stream is no step
+        before, _ = now
         if real is None:
             after = Counters(tuple([t + 1 for t in before.seen]), before.origin)
         else:
@@ -99,28 +202,38 @@ class StreamState:
         self.advance(after, 1, real, recording, device)
 
     def back(self, counters: Counters, columns: int) -> None:
-        """The last `columns` columns have been taken back, which leaves the streams at `counters`."""
-        self.stand(counters, self.history.back(counters, columns))
+        """Move the streams back to `counters`, where they stood before their last `columns` columns."""
+        now = self.now()
+        assert now is not None  # there are columns to take back
+        self.stand(counters, now[1].back(counters, columns))
 
     def forget(self, columns: int) -> None:
-        """Keep of what was recorded no more than the last `columns` columns."""
-        counters, history = self.now()
-        if counters is not None:
+        """Keep no more of what was recorded than the last `columns` columns."""
+        if (now := self.now()) is not None:
+            counters, history = now
             self.stand(counters, history.with_log_of(columns, counters))
 
     def lose_evicted(self) -> None:
-        """A call that broke off has written over the tokens evicted last."""
-        counters, history = self.now()
-        if counters is not None:
+        """Note that a call that broke off has written over the tokens evicted last."""
+        if (now := self.now()) is not None:
+            counters, history = now
             self.stand(counters, history.without_evicted(counters))
 
     def select(self, indices: list[int]) -> None:
         """Keep the rows at `indices`, in that order."""
-        counters, history = self.now()
-        if counters is not None:
+        if (now := self.now()) is not None:
+            counters, history = now
             self.stand(counters.select(indices), history.select(indices))
 
     def clear(self) -> None:
         """Forget all streams; the next call may bring another batch size."""
-        self._counters = self._history = self.device = None
+        self._written = self.device = None
         self.ahead = False
+
+
+def _as_bits(tokens: list[bool]) -> int:
+    """Return the columns of a row as bits, of which the lowest is the newest column."""
+    bits = 0
+    for token in tokens:
+        bits = bits << 1 | token
+    return bits

@@ -1,4 +1,4 @@
-"""The undo log of one layer: what left its ring while the cache was recording, so that a rollback can bring it back."""
+"""The undo log of one layer: what left its ring while the cache was recording, for a rollback to bring back."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import torch
 from ..plan.block import BlockPlan
 from ..plan.reach import Reach
 from ..plan.token import TokenPlan
-from .columns import take
-from .history import RECORDED_COLUMNS
+from .columns import KeysValues, take
+from .stream_state import RECORDED_COLUMNS
 
 NOWHERE = -1
+"""The stream position of a column that holds no token."""
 
 
 @dataclass(frozen=True)
 class Evicted:
-    """Tokens that left the ring of a layer during one call, oldest first.
+    """Tokens that left the ring of a layer during one call, from old to new.
 
     Attributes
     ----------
     keys, values : torch.Tensor
         [batch, num_key_value_heads, m, head_dim], as they lay in the ring.
     positions : torch.Tensor
-        [R, m] stream positions; `NOWHERE` in columns that hold nothing.
+        [R, m] stream positions. A column that holds nothing has `NOWHERE`.
     origin : torch.Tensor
-        [R, 1], the origin their keys were rotated with.
+        [R, 1], the origins with which their keys were rotated.
     """
 
     keys: torch.Tensor
@@ -36,6 +37,7 @@ class Evicted:
 
     @property
     def columns(self) -> int:
+        """How many columns were evicted, m."""
         return self.positions.shape[1]
 
     @property
@@ -43,15 +45,29 @@ class Evicted:
         return self.keys, self.values, self.positions, self.origin
 
     def select(self, indices: torch.Tensor) -> Evicted:
+        """Return the tokens of the rows at `indices`, in that order."""
+
         def picked(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor if tensor.shape[0] == 1 < self.keys.shape[0] else tensor.index_select(0, indices)
+            for_all_rows = tensor.shape[0] == 1 and self.keys.shape[0] > 1
+            return tensor if for_all_rows else tensor.index_select(0, indices)
 
         keys, values = (tensor.index_select(0, indices) for tensor in (self.keys, self.values))
         return Evicted(keys, values, picked(self.positions), picked(self.origin))
 
+    def put_back(self, keys: torch.Tensor, values: torch.Tensor, reach: Reach) -> None:
+        """Write the tokens into their slots of the buffers `keys` and `values`."""
+        positions = self.positions.expand(self.keys.shape[0], -1)
+        row, column = (positions >= 0).nonzero(as_tuple=True)
+        slot = reach.slot_of(positions[row, column])
+        keys[row, :, slot] = self.keys[row, :, column]
+        values[row, :, slot] = self.values[row, :, column]
+
 
 def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, plan: TokenPlan, reach: Reach) -> Evicted | None:
-    """What the one new token of every row is about to overwrite in the ring `keys`, `values`; None while it is free."""
+    """Return what the one new token of every row is about to overwrite in the ring `keys`, `values`.
+
+    None says that the slot is free.
+    """
     if plan.used < reach.visible_size:
         return None
     positions = plan.position - reach.window_size - 1
@@ -60,15 +76,24 @@ def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, plan: TokenPlan, 
         gone = gone & plan.active[:, None]
     slot = plan.slot
     slots = torch.tensor([slot], dtype=torch.long, device=keys.device) if isinstance(slot, int) else slot
-    origin = plan.position - plan.model_position
-    held = take(keys, slots[:, None]), take(values, slots[:, None])
-    return Evicted(*held, positions.masked_fill(~gone, NOWHERE), origin)
+    overwritten = take(keys, slots[:, None]), take(values, slots[:, None])
+    return Evicted(*overwritten, positions.masked_fill(~gone, NOWHERE), plan.position - plan.model_position)
 
 
-def evicted_by_block(ring: tuple, layout: tuple, plan: BlockPlan, reach: Reach) -> Evicted | None:
-    """What a block of new columns pushes out: cached tokens, from `ring`, and its own older ones, from `layout`.
+def evicted_by_block(ring: KeysValues | None, layout: KeysValues, plan: BlockPlan, reach: Reach) -> Evicted | None:
+    """Return what a block of new columns pushes out, which are cached tokens and older ones of the block itself.
 
-    Both are (keys, values): the buffers before the call, in slots, and past and new as `plan` lays them out.
+    Parameters
+    ----------
+    ring : tuple of torch.Tensor or None
+        Keys and values by slots, as they were before the call. The first call of a stream has None.
+    layout : tuple of torch.Tensor
+        Keys and values in the key layout of `plan`.
+
+    Returns
+    -------
+    Evicted or None
+        None when the block pushes nothing out.
     """
     columns = plan.model_position.shape[1]
     start, last = plan.position, plan.position + plan.count - 1
@@ -78,15 +103,24 @@ def evicted_by_block(ring: tuple, layout: tuple, plan: BlockPlan, reach: Reach) 
     if not gone.any():
         return None
     first_new = layout[0].shape[2] - plan.count
-    kept = [take(states, (first_new + positions - start).clamp(min=0)) for states in layout]
-    if plan.past is not None:
+    columns_of_new = (first_new + positions - start).clamp(min=0)
+    keys, values = take(layout[0], columns_of_new), take(layout[1], columns_of_new)
+    if ring is not None and plan.past is not None:
         slots, new = reach.slot_of(positions.clamp(min=0)), (positions >= start)[:, None, :, None]
-        kept = [torch.where(new, states, take(old, slots)) for states, old in zip(kept, ring, strict=True)]
-    return Evicted(*kept, positions.masked_fill(~gone, NOWHERE), last - plan.model_position[:, -1:])
+        keys, values = torch.where(new, keys, take(ring[0], slots)), torch.where(new, values, take(ring[1], slots))
+    return Evicted(keys, values, positions.masked_fill(~gone, NOWHERE), last - plan.model_position[:, -1:])
 
 
 class UndoLog:
-    """The evicted tokens of one layer, from old to new; a call's own are kept apart until the call is done."""
+    """The evicted tokens of one layer, from old to new.
+
+    Attributes
+    ----------
+    past : list of Evicted
+        What earlier calls pushed out.
+    new : list of Evicted
+        What the call under way has pushed out.
+    """
 
     def __init__(self) -> None:
         self.past: list[Evicted] = []
@@ -101,14 +135,14 @@ class UndoLog:
         return tuple(tensor for evicted in (*self.past, *self.new) for tensor in evicted.tensors)
 
     def add(self, evicted: Evicted | None) -> None:
-        """Note what the call under way pushes out; of a long call no more than can be asked for."""
+        """Note what the call under way pushes out, but no more of a long call than can be asked for."""
         if evicted is not None:
             self.new.append(evicted)
             while sum(part.columns for part in self.new[1:]) >= RECORDED_COLUMNS:
                 self.new.pop(0)
 
     def commit(self) -> None:
-        """The call is done: its evicted tokens join the others, the oldest are let go."""
+        """Add what the call pushed out to the past, now that the call is done, and let go of the oldest tokens."""
         for evicted in self.new:
             self.past.append(evicted)
             self._columns += evicted.columns
@@ -126,9 +160,9 @@ class UndoLog:
         self._columns = 0
 
     def take_back(self, oldest: torch.Tensor) -> list[Evicted]:
-        """Give up every token at a stream position from `oldest` [batch, 1] on, in the order they were evicted."""
+        """Give up and return every token at a stream position from `oldest` [batch, 1] on, from old to new."""
         returned, stays = [], []
-        done = torch.zeros_like(oldest, dtype=torch.bool)  # rows that have shown an older token: there is no newer one
+        done = torch.zeros_like(oldest, dtype=torch.bool)  # rows with an older token: what lies before is older still
         while self.past and not done.all():
             evicted = self.past.pop()
             self._columns -= evicted.columns
@@ -147,4 +181,5 @@ class UndoLog:
         return returned[::-1]
 
     def select(self, indices: torch.Tensor) -> None:
+        """Keep the rows at `indices`, in that order."""
         self.past = [evicted.select(indices) for evicted in self.past]

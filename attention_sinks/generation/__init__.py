@@ -1,1 +1,1 @@
-"""The changes to `generate` for a model with attention sinks, and a decoding loop of our own."""
+"""These modules change `generate` for a model with attention sinks, and give it a decoding loop of our own."""

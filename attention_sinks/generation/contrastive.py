@@ -1,8 +1,8 @@
-"""Contrastive search over a sink cache: a decoding loop for `generate` that chooses likely tokens but no repetition."""
+"""Contrastive search over a sink cache: a decoding loop for `generate` chooses likely tokens that do not repeat."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
@@ -23,15 +23,15 @@ def contrastive_search(
 ) -> GenerateDecoderOnlyOutput | torch.Tensor:
     """Choose tokens by contrastive search (Su et al. 2022, arXiv 2202.06417, equation 5).
 
-    This function is not called but given to `generate`, as its decoding loop:
+    Give this function to `generate`, which runs it as its decoding loop:
     `model.generate(..., penalty_alpha=0.6, top_k=4, custom_generate=contrastive_search)`.
 
     Among the `top_k` likeliest tokens v it chooses the one with the highest
 
         (1 - penalty_alpha) p(v) - penalty_alpha max_j cos(h_v, h_j)
 
-    where h are last hidden states and j runs over the S+W+1 most recent tokens of this call, so that the cost per token
-    is constant.
+    where h are last hidden states and j runs over the S+W+1 most recent tokens that this run has fed, so that the cost
+    per token is constant.
 
     Returns
     -------
@@ -55,6 +55,7 @@ def contrastive_search(
     finished = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     first_row = torch.arange(input_ids.shape[0], device=input_ids.device) * top_k
     scores: tuple[torch.Tensor, ...] = ()
+    padding: torch.Tensor | None = generation_config._pad_token_tensor  # None without a token to pad and to end with
     while not finished.all():
         scores += (logits_processor(input_ids, logits.float()),)
         likely, candidates = scores[-1].softmax(dim=-1).topk(top_k)
@@ -75,8 +76,7 @@ def contrastive_search(
         context = torch.cat([context, hidden.flatten(0, 1)[rows, None]], dim=1)[:, recent]
         said = torch.cat([said, ~finished[:, None]], dim=1)[:, recent]
         token = candidates.gather(1, best[:, None])
-        if bool(finished.any()):
-            padding = int(cast(torch.Tensor, generation_config._pad_token_tensor))
+        if padding is not None and bool(finished.any()):
             token = token.masked_fill(finished[:, None], padding)
         input_ids = torch.cat([input_ids, token], dim=1)
         finished = finished | stopping_criteria(input_ids, scores)

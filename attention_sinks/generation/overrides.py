@@ -1,14 +1,15 @@
-"""What `generate` does differently for an injected model: its cache, its mask, rows that have finished.
+"""For an injected model, `generate` has a cache and a mask of its own and watches rows that finish.
 
-The functions replace methods of `GenerationMixin` on one model; each calls the class's own method for the rest.
+The functions replace methods of `GenerationMixin` on one model. Each calls the method of the model's plain class for
+what is the same.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
 from ..architecture.setup import setup_of
@@ -18,27 +19,27 @@ from ..versions import CACHE, OTHER_CACHE_NAME, peft_reads, with_both_names, wit
 from .watchers import FinishedRows, RecordingUntilDone, WatchedCriteria
 
 FINISHED = "_attention_sink_finished_rows"
-"""Under this name a `FinishedRows` travels with the arguments of one `generate` call."""
+"""The name under which a `FinishedRows` travels with the arguments of one run of `generate`."""
 
 WATCHER = "_attention_sink_watcher"
-"""Under this name who must know of finished rows waits on the configuration of one call for its criteria."""
+"""The name under which the generation config of one run holds the watcher of its stopping criteria."""
 
 
-def generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-    """`generate` with the cache by either name, in the call and in the output."""
+def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run `generate` with the cache by either name, in arguments and output."""
     return with_both_names(model._plain_class.generate(model, *args, **with_cache_named(kwargs)))
 
 
 def prepare_cache(
-    model: PreTrainedModel,
+    model: Any,
     generation_config: GenerationConfig,
-    model_kwargs: dict,
+    model_kwargs: dict[str, Any],
     generation_mode: GenerationMode,
     batch_size: int,
     *args: Any,
     **kwargs: Any,
 ) -> None:
-    """Make the sink cache, drop the position ids that would grow with the stream, watch rows that finish."""
+    """Make the sink cache, drop position ids, which would grow with the stream, and watch rows that finish."""
     _check_prompt_learning(model)
     given = model_kwargs.get(CACHE)
     rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
@@ -56,34 +57,39 @@ def prepare_cache(
         mask = model_kwargs.get("attention_mask")
         real = real_columns(mask, rows, columns, None) if mask is not None and mask.shape[1] == columns else None
         planes = position_ids[None] if position_ids.dim() == 2 else position_ids
-        for plane in planes:  # several where text and images have positions of their own
+        for plane in planes:  # there are several where text and images have positions of their own
             check_position_ids(plane, real, rows, columns, None)
     rows_may_end = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-    if rows_may_end and not setup_of(model).has_states:  # states take in what follows the end of a row
+    if rows_may_end and not setup_of(model).has_states:  # states would take in what follows the end of a row anyway
         model_kwargs[FINISHED] = FinishedRows()
         setattr(generation_config, WATCHER, model_kwargs[FINISHED])
     if generation_config.is_assistant:
-        cache.activate_past_recording()  # it is drafted with over several calls, and rolled back between them
+        cache.activate_past_recording()  # an assistant drafts over several runs, and is rolled back between them
     elif generation_mode == GenerationMode.ASSISTED_GENERATION and not cache.is_recording:
         cache.activate_past_recording()
         setattr(generation_config, WATCHER, RecordingUntilDone(cache))
 
 
 def prepare_mask(
-    model: PreTrainedModel,
+    model: Any,
     inputs_tensor: torch.Tensor,
     generation_config: GenerationConfig,
-    model_kwargs: dict,
+    model_kwargs: dict[str, Any],
     *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """The mask when none is given: with a cache that holds tokens, ids no longer than it are new tokens."""
-    mask = model._plain_class._prepare_attention_mask_for_generation(
+    """Return the mask when none is given.
+
+    When the cache holds tokens, ids that have no more columns than it has seen are new tokens.
+    """
+    mask: torch.Tensor = model._plain_class._prepare_attention_mask_for_generation(
         model, inputs_tensor, generation_config, model_kwargs, *args, **kwargs
     )
     cache = model_kwargs.get(CACHE)
-    past = cache.get_seq_length() if isinstance(cache, AttentionSinkKVCache) else 0
-    if not past or generation_config.is_assistant:  # a draft model is given the full history
+    if not isinstance(cache, AttentionSinkKVCache) or generation_config.is_assistant:
+        return mask  # an assistant is given the full history
+    past = cache.get_seq_length()
+    if not past:
         return mask
     if mask.shape[1] > past:
         raise ValueError(
@@ -91,16 +97,16 @@ def prepare_mask(
             f"open whether these are new tokens or the full history; pass a mask of {past + mask.shape[1]} columns for "
             f"new tokens or of {mask.shape[1]} columns for the full history."
         )
-    repeats = max(1, cache.batch_size // mask.shape[0])  # rows made ready for beams
+    repeats = max(1, cache.batch_size // mask.shape[0])  # the cache may hold each row several times, for beams
     seen = cache.tokens_seen.to(mask.device)[::repeats, None]
     if len(seen) != len(mask):
-        return mask  # refused as soon as it is known how many rows generate feeds
+        return mask  # `prepare_cache` will refuse it, when it is known how many rows generate feeds
     before = torch.arange(past, device=mask.device) >= past - seen
     return torch.cat([before.to(mask.dtype), mask], dim=1)
 
 
-def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The inputs of the next call; columns of finished rows are marked as not part of their streams."""
+def prepare_inputs(model: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return the inputs of the next call. Its mask says that columns of finished rows are part of no stream."""
     kwargs = with_cache_named(kwargs) if OTHER_CACHE_NAME in kwargs else kwargs
     finished: FinishedRows | None = kwargs.pop(FINISHED, None)
     length = kwargs.get("next_sequence_length")
@@ -109,13 +115,14 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
             f"input_ids holds as many columns ({input_ids.shape[1]}) as cache has seen, and so does "
             "attention_mask: pass at least one new token, or new tokens with a mask of all columns or without one."
         )
-    if length is not None and length <= 0:  # ids no longer than the cache: all of them are new
+    if length is not None and length <= 0:  # the ids are no longer than the cache, so all of them are new
         kwargs["next_sequence_length"] = None
-    inputs = model._plain_class.prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
+    inputs: dict[str, Any] = model._plain_class.prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
     cache = kwargs.get(CACHE)
     if isinstance(cache, AttentionSinkKVCache) and inputs.get(CACHE) is not cache:
         # Phi-3 drops its cache where plain Transformers would change frequencies; ours never do.
-        inputs = GenerationMixin.prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
+        mixin: Any = GenerationMixin  # its methods are typed for classes that inherit more than it
+        inputs = mixin.prepare_inputs_for_generation(model, input_ids, *args, **kwargs)
     if finished is not None and inputs.get("input_ids") is not None:
         mask = finished.mask(inputs["input_ids"].shape[1])
         if mask is not None:
@@ -126,8 +133,8 @@ def prepare_inputs(model: PreTrainedModel, input_ids: torch.Tensor, *args: Any, 
     return inputs
 
 
-def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *args: Any, **kwargs: Any) -> dict:
-    """After a call all columns so far are in the cache: the next call needs no mask of them."""
+def update_arguments(model: Any, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the arguments after a call. The cache knows all columns so far, so the next call needs no mask of them."""
     model_kwargs = with_cache_named(model_kwargs) if OTHER_CACHE_NAME in model_kwargs else model_kwargs
     if "attention_mask" in model_kwargs and isinstance(model_kwargs.get(CACHE), AttentionSinkKVCache):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
@@ -135,13 +142,17 @@ def update_arguments(model: PreTrainedModel, outputs: Any, model_kwargs: dict, *
 
 
 def hand_mask_through(model: PreTrainedModel, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
-    """For caches that can be compiled Transformers makes ready masks; ours is worked out from the streams."""
+    """Return the mask as it is. Transformers would make ready masks for a cache whose steps can be compiled."""
     return attention_mask
 
 
-def stopping_criteria(model: PreTrainedModel, generation_config: GenerationConfig, *args: Any, **kwargs: Any):
-    """The criteria of the call, watched where somebody must know; the trained length is no reason for a warning."""
-    criteria = model._plain_class._get_stopping_criteria(model, generation_config, *args, **kwargs)
+def stopping_criteria(
+    model: Any, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+) -> StoppingCriteriaList:
+    """Return the criteria of a run, which report to its watcher and do not warn beyond the trained length."""
+    criteria: StoppingCriteriaList = model._plain_class._get_stopping_criteria(
+        model, generation_config, *args, **kwargs
+    )
     for criterion in criteria:
         if isinstance(criterion, MaxLengthCriteria):
             criterion.max_position_embeddings = None
@@ -149,8 +160,8 @@ def stopping_criteria(model: PreTrainedModel, generation_config: GenerationConfi
     return criteria if watcher is None else WatchedCriteria(criteria, watcher)
 
 
-def refuse_continuous_batching(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-    """Its paged cache and attention would pass the sinks by."""
+def refuse_continuous_batching(model: PreTrainedModel, *args: Any, **kwargs: Any) -> NoReturn:
+    """Raise NotImplementedError: the paged cache and attention of continuous batching would leave out the sinks."""
     raise NotImplementedError(
         "generate_batch and continuous batching keep a cache of their own and cannot stream; use generate with a left-"
         "padded batch, or remove_attention_sinks(model) first."
@@ -158,7 +169,7 @@ def refuse_continuous_batching(model: PreTrainedModel, *args: Any, **kwargs: Any
 
 
 def _check(generation_config: GenerationConfig, cache: Any, mask: torch.Tensor | None, rows: int) -> None:
-    """Refuse what cannot work, before anything is fed."""
+    """Refuse what cannot work with a batch of `rows` rows, before anything is fed."""
     if generation_config.cache_implementation is not None:
         raise ValueError(
             f"cache_implementation={generation_config.cache_implementation!r} cannot be used with attention sinks; "
@@ -183,19 +194,25 @@ def _check(generation_config: GenerationConfig, cache: Any, mask: torch.Tensor |
 
 
 def _peft_model(model: PreTrainedModel) -> Any:
-    """The PEFT model around `model` while that generates: by then its method stands in place of ours, and calls it."""
+    """Return the PEFT model around `model` while that generates, else None.
+
+    By then a method of the PEFT model stands in the place of ours, and calls it.
+    """
     peft_model = getattr(model.prepare_inputs_for_generation, "__self__", None)
     return peft_model if hasattr(peft_model, "active_peft_config") else None
 
 
 def _prompt_learner(model: PreTrainedModel) -> Any:
-    """The PEFT model around `model`, where it puts a prompt of its own before the tokens."""
+    """Return the PEFT model around `model` where it puts a prompt of its own before the tokens, else None."""
     peft_model = _peft_model(model)
     return peft_model if peft_model is not None and peft_model.active_peft_config.is_prompt_learning else None
 
 
 def _check_prompt_learning(model: PreTrainedModel) -> None:
-    """PEFT's prompt learning puts methods of its own before ours while it generates."""
+    """Refuse prompt learning of PEFT that cannot stream, or that was set up before attention sinks were injected.
+
+    It puts methods of its own before ours while it generates.
+    """
     method, peft_model = model.prepare_inputs_for_generation, _peft_model(model)
     if peft_model is not None:
         peft_config = peft_model.active_peft_config
@@ -223,4 +240,4 @@ OVERRIDES = {
     "generate_batch": refuse_continuous_batching,
     "init_continuous_batching": refuse_continuous_batching,
 }
-"""Method of `GenerationMixin` -> what replaces it on an injected model."""
+"""The name of a method of `GenerationMixin` -> the function that replaces it on an injected model."""

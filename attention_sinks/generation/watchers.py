@@ -1,4 +1,4 @@
-"""Pass on what stopping criteria say, so that others learn which rows of a `generate` call have finished."""
+"""Watchers learn from the stopping criteria which rows of a run of `generate` have finished."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..cache.cache import AttentionSinkKVCache
 
 
 class FinishedRows:
-    """Remember which rows of one `generate` call have met a stopping criterion.
+    """Remember which rows of one run of `generate` have met a stopping criterion.
 
     Transformers feeds a finished row until all rows have finished. Those columns are not part of the row's stream.
 

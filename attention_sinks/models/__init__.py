@@ -1,1 +1,1 @@
-"""The table of architectures, and what is written out for some of them, one module each, named for its type."""
+"""The table of architectures, and modules named for those `config.model_type` that need code of their own."""

@@ -1,6 +1,8 @@
-"""BLOOM: ALiBi, fused projections by head, attention of its own that also adds the residual."""
+"""BLOOM has ALiBi, projections fused by head, and attention of its own, which also adds the residual."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +17,13 @@ from ..streaming.bound_cache import BoundCache
 
 
 def _attention(
-    module, hidden_states: torch.Tensor, residual: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs
-):
+    module: Any,
+    hidden_states: torch.Tensor,
+    residual: torch.Tensor,
+    cache: BoundCache,
+    layer: LayerPlan,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     query, key, value = module._reshape(module.query_key_value(hidden_states))
     dropout = module.attention_dropout.p if module.training else 0.0
     output, weights = attend(module, query, key, value, cache, layer, module.inv_norm_factor, dropout)
@@ -24,8 +31,8 @@ def _attention(
     return output + residual, weights
 
 
-def _alibi(base: BloomModel) -> Alibi:
-    return Alibi(alibi_slopes(base.config.n_head))
+def _alibi(base_model: BloomModel) -> Alibi:
+    return Alibi(alibi_slopes(base_model.config.n_head))
 
 
 ARCHITECTURE = Architecture("BloomAttention", LinearBias(_alibi), forward=_attention, accepts_4d_mask=False)

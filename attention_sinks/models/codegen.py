@@ -1,6 +1,8 @@
-"""CodeGen: like GPT-J, with one projection whose output interleaves queries, values and keys in four groups."""
+"""CodeGen is like GPT-J, but one projection interleaves queries, values and keys in four groups."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
@@ -15,7 +17,9 @@ from ..versions import is_handed_position_embeddings
 from .gptj import rotated_width, table_limit
 
 
-def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
+def _attention(
+    module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     fused = module.qkv_proj(hidden_states).unflatten(-1, (4, 3, -1, module.head_dim))
     query, value, key = (states.flatten(2, 3).transpose(1, 2) for states in fused.unbind(3))
     query, key = (NEIGHBOURS.rotate(states, layer.position_embeddings) for states in (query, key))

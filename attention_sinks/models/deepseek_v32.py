@@ -1,7 +1,7 @@
-"""DeepSeek-V3.2 and what has its sparse attention: latent attention to the tokens that an indexer scores highest.
+"""DeepSeek-V3.2 and others have latent attention to the tokens that an indexer scores highest.
 
 The indexer leaves nothing out while a query sees no more tokens than it selects (`config.index_topk`, 2,048 as a rule).
-Up to there, which is what a row allows, it does not run, and no keys of its own are kept.
+A cache may not be larger than that, so the indexer does not run, and it keeps no keys.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..positions.schemes import Rope
 
 
 def _indexer(indexer: nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """In place of an indexer's forward: an empty selection, which our attention does not look at."""
+    """Return an empty selection in place of an indexer's. Our attention does not read it."""
     return torch.empty(0, dtype=torch.int32, device=hidden_states.device)
 
 
-def _indexers(model: PreTrainedModel, base: PreTrainedModel) -> list[tuple[nn.Module, dict[str, Any]]]:
-    attention = (getattr(layer, "self_attn", None) for layer in base.layers)
+def _indexers(model: PreTrainedModel, base_model: Any) -> list[tuple[nn.Module, dict[str, Any]]]:
+    attention = (getattr(layer, "self_attn", None) for layer in base_model.layers)
     found = (getattr(module, "indexer", None) for module in attention)
     return [(indexer, {"forward": _indexer}) for indexer in found if indexer is not None]
 
@@ -40,9 +40,9 @@ def _embed_wide(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> Tab
 
 
 WIDE_TRAILING_HALVES = replace(TRAILING_HALVES, embed=_embed_wide)
-"""Halves of the last dimensions, by attention that is handed float32 tables whatever its own dtype, as in Dots 3."""
+"""Halves of the last dimensions, where attention receives float32 tables whatever its own dtype, as in Dots 3."""
 
 
 def sparse(attention: str, pairing: Pairing = TRAILING_HALVES) -> Architecture:
-    """The row of a model whose attention modules are `attention` and have an indexer each, or use that of another."""
+    """Return the entry of a model in which attention modules of the class `attention` share or have indexers."""
     return Architecture(attention, Rope(pairing), rotated="values", extra_patches=_indexers, limit=_limit)

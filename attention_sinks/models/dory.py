@@ -1,7 +1,7 @@
-"""Dory: its middle layers run in several loops, and its queries are weighed in each dimension after they are rotated.
+"""Dory runs its middle layers in several loops, and weighs its queries in each dimension after they are rotated.
 
-Each loop has keys and values of its own. Transformers caches those of the first loop where the layers stand and appends
-layers for the loops after it, one loop behind the other.
+Each loop has keys and values of its own. Transformers caches those of the first loop in the layers' own places and
+appends layers for the loops after it, one loop behind the other.
 
 Scores are w R(c) q . R(p) k, which depends on the places c and p and not on their distance alone. As in HunYuan V1, a
 query is rotated and weighed at its place and then moved by what separates that from where its keys stand in their
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -26,24 +26,28 @@ from ..plan.table import LayerTable
 from ..positions.schemes import Position, Rope
 from ..streaming.attention import attend_cached
 from ..streaming.bound_cache import BoundCache
+from .projections import project
+
+T = TypeVar("T")
 
 
-def _with_loops(config: PreTrainedConfig, layers: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`layers` of the model, and behind them its middle ones again for each loop after the first."""
-    first = config.n_input_layers
-    return layers + layers[first : first + config.n_recurrent_layers] * (config.n_recurrent_loops - 1)
+def _with_loops(config: PreTrainedConfig, layers: tuple[T, ...]) -> tuple[T, ...]:
+    """Return `layers` of the model, and behind them its middle ones again for each loop after the first."""
+    first: int = config.n_input_layers
+    loops: int = config.n_recurrent_loops
+    return layers + layers[first : first + config.n_recurrent_layers] * (loops - 1)
 
 
 @dataclass(frozen=True)
 class LoopedRope(Rope):
     """Rotary positions, for the layers of every loop."""
 
-    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
-        return _with_loops(base.config, super().of_layers(base, length))
+    def of_layers(self, base_model: PreTrainedModel, length: int) -> tuple[Position, ...]:
+        return _with_loops(base_model.config, super().of_layers(base_model, length))
 
 
 class DoryCache(BoundCache):
-    """What the base model takes for a cache that has the layers of all its loops, and appends none to."""
+    """A bound cache that shows the layers of all loops, so that the base model appends none to it."""
 
     def __init__(
         self, cache: AttentionSinkKVCache | None, table: LayerTable, plans: Sequence[Plan], implementation: str
@@ -53,15 +57,18 @@ class DoryCache(BoundCache):
 
 
 def _attention(
-    module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, cache_offset: int = 0, **kwargs
-):
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    module: Any,
+    hidden_states: torch.Tensor,
+    cache: BoundCache,
+    layer: LayerPlan,
+    cache_offset: int = 0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    query, key, value = (states.transpose(1, 2) for states in project(module, hidden_states))
     weight = (module.sqk * module.sqk_scale).view(-1, 1, module.head_dim)
     _check_loops(module.config, len(cache.table.reaches))
     place = torch.maximum(layer.plan.cache_position, cache.plans[0].cache_position.to(hidden_states.device))
+    assert layer.rotary is not None  # all layers rotate
     query = layer.rotate(module.q_norm(query), layer.rotary.embeddings(place, query.dtype)) * weight.square()
     query = layer.rotate(query, layer.rotary.tables(layer.plan.model_position - place))
     key = layer.rotate(module.k_norm(key), layer.position_embeddings)
@@ -73,7 +80,7 @@ def _attention(
 
 
 def _check_loops(config: PreTrainedConfig, layers: int) -> None:
-    """ValueError when the model runs other loops than its caches have layers for."""
+    """Raise ValueError when the model runs other loops than its caches have layers for."""
     if layers != config.num_hidden_layers + config.n_recurrent_layers * (config.n_recurrent_loops - 1):
         raise ValueError(
             f"config.n_recurrent_loops={config.n_recurrent_loops} is not what it was when attention sinks were "

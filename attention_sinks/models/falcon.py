@@ -1,6 +1,8 @@
-"""Falcon: rotary halves or ALiBi by its config, grouped or single key heads, attention of its own."""
+"""Falcon has rotary halves or ALiBi, as its config says, grouped or single key heads, and attention of its own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import transformers
@@ -15,7 +17,9 @@ from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
+def _attention(
+    module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     queries, keys, values = _heads(module, hidden_states)
     if layer.position_embeddings is not None:
         queries, keys = apply_rotary_pos_emb(queries, keys, *layer.position_embeddings)
@@ -24,8 +28,8 @@ def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: La
     return module.dense(output.flatten(2)), weights
 
 
-def _heads(module, hidden_states: torch.Tensor) -> list[torch.Tensor]:
-    """Queries, keys and values [batch, heads, n, head_dim]; keys of a group are not repeated for its queries."""
+def _heads(module: Any, hidden_states: torch.Tensor) -> list[torch.Tensor]:
+    """Return queries, keys and values [batch, heads, n, head_dim]. Keys are not repeated for the queries of a group."""
     fused = module.query_key_value(hidden_states)
     if not module.new_decoder_architecture:
         return [states.transpose(1, 2) for states in module._split_heads(fused)]
@@ -38,10 +42,10 @@ def _positions(config: PreTrainedConfig) -> Scheme:
     return LinearBias(_alibi) if config.alibi else Rope()
 
 
-def _alibi(base: transformers.FalconModel) -> Alibi:
-    """Falcon adds the bias before it scales the scores, in bfloat16."""
-    heads = base.config.num_attention_heads
-    return Alibi(alibi_slopes(heads), (base.config.hidden_size // heads) ** -0.5, torch.bfloat16)
+def _alibi(base_model: transformers.FalconModel) -> Alibi:
+    """Return the bias, which Falcon adds in bfloat16 and before it scales the scores."""
+    heads = base_model.config.num_attention_heads
+    return Alibi(alibi_slopes(heads), (base_model.config.hidden_size // heads) ** -0.5, torch.bfloat16)
 
 
 def _unsupported_reason(config: PreTrainedConfig) -> str | None:

@@ -1,6 +1,8 @@
-"""GPT-NeoX Japanese: rotary halves, attention of its own that hands a bias on to its layer."""
+"""GPT-NeoX Japanese has rotary halves, and attention of its own, which hands a bias on to its layer."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -11,7 +13,9 @@ from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
+def _attention(
+    module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     fused = module.query_key_value(hidden_states).unflatten(-1, (module.num_attention_heads, 3, module.head_size))
     query, key, value = (states.transpose(1, 2) for states in fused.unbind(3))
     query, key = (HALVES.rotate(states, layer.position_embeddings) for states in (query, key))

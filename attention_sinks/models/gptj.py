@@ -1,6 +1,8 @@
-"""GPT-J: rotary neighbours over the first dimensions, from a table; until 5.23, attention of its own."""
+"""GPT-J rotates neighbours in the first dimensions by a table. Until Transformers 5.23 it had attention of its own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,13 +15,13 @@ from ..positions.schemes import RopeTable
 from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
 from ..versions import is_handed_position_embeddings
+from .projections import project
 
 
-def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (module.num_attention_heads, module.head_dim)).transpose(1, 2)
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+def _attention(
+    module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    query, key, value = (states.transpose(1, 2) for states in project(module, hidden_states))
     query, key = (NEIGHBOURS.rotate(states, layer.position_embeddings) for states in (query, key))
     dropout = module.attn_dropout.p if module.training else 0.0
     output, weights = attend(module, query, key, value, cache, layer, module.head_dim**-0.5, dropout)
@@ -27,11 +29,12 @@ def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: La
 
 
 def rotated_width(config: PreTrainedConfig) -> int:
-    """Dimensions of a head that are turned."""
-    return config.rotary_dim or config.hidden_size // config.num_attention_heads
+    """Return how many dimensions of a head are rotated."""
+    return int(config.rotary_dim or config.hidden_size // config.num_attention_heads)
 
 
 def table_limit(config: PreTrainedConfig) -> Limit:
+    """Return the limit that the model's table of positions sets."""
     length = config.max_position_embeddings
     return Limit(length, f"its table of positions ends at config.max_position_embeddings={length}")
 

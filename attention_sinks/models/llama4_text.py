@@ -1,6 +1,8 @@
-"""Llama 4: chunked layers turn neighbours as complex numbers; the others have no positions and scale their queries."""
+"""Llama 4 rotates complex numbers in its chunked layers. The others have no positions and scale their queries."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
@@ -11,13 +13,13 @@ from ..positions.rotary import COMPLEX
 from ..positions.schemes import Rope, by_no_rope_layers
 from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
+from .projections import project
 
 
-def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
-    query, key, value = (
-        project(hidden_states).unflatten(-1, (-1, module.head_dim))
-        for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+def _attention(
+    module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    query, key, value = project(module, hidden_states)
     if module.use_rope:
         query, key = apply_rotary_emb(query, key, layer.position_embeddings)
     elif module.attn_temperature_tuning:
@@ -30,10 +32,11 @@ def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: La
     return module.o_proj(output.flatten(2)), weights
 
 
-def _temperature(module, place: torch.Tensor) -> torch.Tensor:
-    """[R, n, 1, 1], the factor on queries at `place` [R, n] within the cache."""
-    steps = torch.floor((place.float() + 1.0) / module.floor_scale)
-    return (torch.log1p(steps) * module.attn_scale + 1.0)[..., None, None]
+def _temperature(module: Any, place: torch.Tensor) -> torch.Tensor:
+    """Return the factor [R, n, 1, 1] on queries at `place` [R, n] within the cache."""
+    level = torch.floor((place.float() + 1.0) / module.floor_scale)
+    factor: torch.Tensor = (torch.log1p(level) * module.attn_scale + 1.0)[..., None, None]
+    return factor
 
 
 ARCHITECTURE = Architecture("Llama4TextAttention", Rope(COMPLEX, by_no_rope_layers), forward=_attention)

@@ -1,4 +1,4 @@
-"""MiniMax: linear layers that keep their state in a cache class of its own."""
+"""MiniMax has linear layers, for whose states it asks a cache class of its own."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ import torch
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 from ..architecture.spec import Architecture
+from ..cache.states_layer import StatesLayer
 from ..streaming.bound_cache import BoundCache
 
 
 class BoundMiniMaxCache(BoundCache, MiniMaxCache):
-    """What the base model takes for its own cache."""
+    """A bound cache that the base model takes for its own cache."""
 
     def get_linear_cache(self, layer_idx: int) -> torch.Tensor | None:
-        return self.cache.layers[layer_idx].recurrent_states[0] if self.cache is not None else None
+        layer = self._states_layer(layer_idx)
+        return None if layer is None else layer.recurrent_states[0]
 
     def set_linear_cache(self, layer_idx: int, linear_cache: torch.Tensor) -> None:
-        if self.cache is not None:
-            self.cache.layers[layer_idx].update_recurrent_state(linear_cache)
+        layer = self._states_layer(layer_idx)
+        if layer is not None:
+            layer.update_recurrent_state(linear_cache)
+
+    def _states_layer(self, layer_idx: int) -> StatesLayer | None:
+        if self.cache is None:
+            return None
+        layer = self.cache.layers[layer_idx]
+        assert isinstance(layer, StatesLayer)  # the model asks for those of linear layers alone
+        return layer
 
 
 ARCHITECTURE = Architecture("MiniMaxAttention", bound_cache=BoundMiniMaxCache)

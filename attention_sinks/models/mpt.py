@@ -1,6 +1,8 @@
-"""MPT: ALiBi, fused projections that may be clipped, attention of its own."""
+"""MPT has ALiBi, fused projections that may be clipped, and attention of its own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import transformers
@@ -14,7 +16,9 @@ from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
+def _attention(
+    module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     fused = module.Wqkv(hidden_states)
     if module.clip_qkv:
         fused = fused.clamp(-module.clip_qkv, module.clip_qkv)
@@ -24,8 +28,8 @@ def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: La
     return module.out_proj(output.flatten(2)), weights
 
 
-def _alibi(base: transformers.MptModel) -> Alibi:
-    return Alibi(alibi_slopes(base.config.num_attention_heads))
+def _alibi(base_model: transformers.MptModel) -> Alibi:
+    return Alibi(alibi_slopes(base_model.config.num_attention_heads))
 
 
 def _limit(config: PreTrainedConfig) -> Limit:

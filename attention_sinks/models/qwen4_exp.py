@@ -1,10 +1,12 @@
-"""Qwen4-Exp: gated attention to the keys that an indexer selects, beside linear layers that also hash the last tokens.
+"""Qwen4-Exp has gated attention to keys that an indexer selects, and linear layers that also hash the last tokens.
 
-The indexer leaves nothing out while a query sees no more blocks of keys than it may select. Up to there, which is what
-its row allows, it need not run, and no keys of its own need be kept.
+The indexer leaves nothing out while a query sees no more blocks of keys than it may select. A cache may not be larger
+than that, so the indexer does not run, and it keeps no keys.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -15,7 +17,9 @@ from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
 
 
-def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs):
+def _attention(
+    module: Any, hidden_states: torch.Tensor, cache: BoundCache, layer: LayerPlan, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     query, gate = module.q_proj(hidden_states).unflatten(-1, (-1, 2 * module.head_dim)).chunk(2, dim=-1)
     key, value = (
         project(hidden_states).unflatten(-1, (-1, module.head_dim)) for project in (module.k_proj, module.v_proj)
@@ -28,7 +32,7 @@ def _attention(module, hidden_states: torch.Tensor, cache: BoundCache, layer: La
 
 
 def _limit(config: PreTrainedConfig) -> Limit | None:
-    """It selects whole blocks, and always takes the tokens after the last one."""
+    """Return up to how many tokens the indexer, which selects whole blocks and all tokens after them, selects all."""
     if config.indexer_budget is None:
         return None
     budget, block = config.indexer_budget, config.indexer_compress_ratio

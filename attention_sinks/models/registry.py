@@ -250,7 +250,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         similar = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise NotImplementedError(
             f"model_type={model_type!r} is not supported by attention_sinks.{similar} Use one of "
-            "supported_model_types(), or add a row to ARCHITECTURES in attention_sinks/models/registry.py "
+            "supported_model_types(), or add an entry to ARCHITECTURES in attention_sinks/models/registry.py "
             "(docs/contributing.md says how)."
         )
     architecture = ARCHITECTURES[model_type]

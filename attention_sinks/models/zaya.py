@@ -1,6 +1,6 @@
-"""ZAYA: queries and keys are convolved over neighbouring tokens before attention, values are half delayed.
+"""ZAYA convolves queries and keys over neighbouring tokens before attention and delays half of its values.
 
-Transformers keeps what the next call needs of that as states of the layer, and attention itself is as everywhere.
+Transformers keeps what the next call needs of that as states of the layer. Attention itself is as everywhere.
 """
 
 from __future__ import annotations

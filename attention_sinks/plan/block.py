@@ -1,4 +1,4 @@
-"""The plan of a call of several tokens per row."""
+"""The plan of a block: several new tokens per row, in one call or in one chunk of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MASKED = torch.finfo(torch.float32).min
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """Some queries of a call and the contiguous keys of the layout that any of them may see besides the sinks."""
+    """Some queries of a block and the contiguous part of the key layout that any of them may see besides the sinks."""
 
     queries: slice
     keys: slice
@@ -27,39 +27,54 @@ class QueryBlock:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Several new tokens per row, padding on the left: attend over cached and new keys, then keep the last."""
+    """What a block does: its queries attend to cached and new keys, then the cache keeps the newest keys.
+
+    Padding stands on the left of the new tokens.
+    """
 
     position: torch.Tensor
     """[R, 1], the stream position t of each row's first new token."""
     count: torch.Tensor
     """[R, 1], how many new tokens each row has."""
     idle: torch.Tensor | None
-    """[R] bool, rows without a new token, which keep their stream as it is; None: no row."""
+    """[R] bool, True for a row without a new token, whose stream stays as it is; None where every row has one."""
     model_position: torch.Tensor
     """[R, n], what the rotary module is given."""
     delta: torch.Tensor | None
-    """[R, n], how far sinks are from where each query must see them; None when nowhere."""
+    """[R, n], how far sinks are from where each query must see them; None where every delta is zero."""
     query_position: torch.Tensor
     """[R, n], stream positions of the queries."""
     cache_position: torch.Tensor
-    """[R, n], each query's place within the cache."""
+    """[R, n], cache positions of the queries."""
     tokens: torch.Tensor
-    """[R, layout], stream positions of the keys of the layout."""
+    """[R, keys], stream positions of the tokens in the key layout."""
     past: torch.Tensor | None
     """[R, W], slots of the cached tokens from old to new; None for a call without a past."""
     sinks: torch.Tensor
-    """[R, S], where in the layout each sink lies."""
+    """[R, S], where in the key layout each sink lies."""
     kept: torch.Tensor
-    """[R, S+W+1], where in the layout the content of each slot after the call lies."""
+    """[R, S+W+1], where in the key layout the content of each slot after the call lies."""
     filled: torch.Tensor
-    """[layout], columns of the layout that hold a token of any row."""
-    blocks: tuple[QueryBlock, ...]
+    """The places in the key layout that hold a token of at least one row, in their order."""
+    query_blocks: tuple[QueryBlock, ...]
+    """The queries of the block, cut into parts that are scored one after the other."""
 
 
 def plan_block(counters: Counters, counts: Sequence[int], columns: int, reach: Reach, block_size: int) -> BlockPlan:
-    """The plan of a call of `columns` columns, of which the last `counts[row]` are the row's new tokens.
+    """Return the plan of a block of `columns` columns.
 
-    `block_size` queries are scored at once.
+    Parameters
+    ----------
+    counters : Counters
+        Where the streams stand before the block.
+    counts : sequence of int
+        How many new tokens each row has. They stand in its last columns.
+    columns : int
+        How many columns the block has, padding included.
+    reach : Reach
+        What the queries see.
+    block_size : int
+        How many queries are scored at once.
     """
     alike = len(set(zip(counters.seen, counters.origin, counts, strict=True))) == 1
     rows = 1 if alike else len(counts)
@@ -73,7 +88,7 @@ def plan_block(counters: Counters, counts: Sequence[int], columns: int, reach: R
     else:
         cache_position = query.clamp(min=0, max=reach.cached_size)
     delta = model_position - cache_position
-    where = _KeyLayout(t, count, columns, has_past, reach)
+    layout = _KeyLayout(t, count, columns, has_past, reach)
     return BlockPlan(
         position=t,
         count=count,
@@ -82,17 +97,17 @@ def plan_block(counters: Counters, counts: Sequence[int], columns: int, reach: R
         delta=delta if reach.sink_size and bool(delta.any()) else None,
         query_position=query,
         cache_position=cache_position,
-        tokens=where.tokens,
+        tokens=layout.tokens,
         past=reach.slot_of(_window(t, reach).clamp(min=0)) if has_past else None,
-        sinks=where.sinks(),
-        kept=where.kept(),
-        filled=where.filled(),
-        blocks=tuple(where.block(query, start, block_size) for start in range(0, columns, block_size)),
+        sinks=layout.sinks(),
+        kept=layout.kept(),
+        filled=layout.filled(),
+        query_blocks=tuple(layout.query_block(query, start, block_size) for start in range(0, columns, block_size)),
     )
 
 
 class _KeyLayout:
-    """Which token lies where in the key layout of a block. Answers have the shape [R, …] or [layout]."""
+    """The key layout of a block: which token lies at which place."""
 
     def __init__(self, t: torch.Tensor, count: torch.Tensor, columns: int, has_past: bool, reach: Reach) -> None:
         self.t, self.count, self.columns, self.reach = t, count, columns, reach
@@ -103,38 +118,47 @@ class _KeyLayout:
         old = _window(t, reach)
         tokens = torch.cat([_range(reach.sink_size).expand_as(t.expand(-1, reach.sink_size)), old, new], 1)
         tokens = tokens if has_past else new
-        column = _range(tokens.shape[1])
-        sink_part = (column < reach.sink_size) & has_past
-        is_new = column >= self.past_size
+        place = _range(tokens.shape[1])
+        sink_part = (place < reach.sink_size) & has_past
+        is_new = place >= self.past_size
         held = torch.where(is_new, tokens >= t, torch.where(sink_part, tokens < t, tokens >= reach.sink_size))
         self.tokens, self.held = tokens, held
         self.in_band = held & ~sink_part & (tokens >= reach.sink_size)
 
-    def _column_of(self, token: torch.Tensor) -> torch.Tensor:
-        """Where in the layout `token` lies, sinks and newer tokens only; anything else is mapped to 0."""
+    def _place_of(self, token: torch.Tensor) -> torch.Tensor:
+        """Return where in the key layout the tokens at stream positions `token` lie; 0 for one that is not there."""
         reach = self.reach
         new = self.past_size + self.padding + token - self.t
         old = torch.where(token < reach.sink_size, token, reach.cached_size + token - self.t)
         oldest = torch.where(token < reach.sink_size, 0, self.t - reach.window_size)
         known = (token >= 0) & (token >= oldest) & (token < self.t + self.count)
-        column = torch.where(token >= self.t, new, old if self.has_past else torch.zeros_like(token))
-        return torch.where(known, column, 0)
+        place = torch.where(token >= self.t, new, old if self.has_past else torch.zeros_like(token))
+        return torch.where(known, place, 0)
 
     def sinks(self) -> torch.Tensor:
-        return self._column_of(_range(self.reach.sink_size).expand(self.t.shape[0], -1))
+        """Return where each sink lies, [R, S]."""
+        return self._place_of(_range(self.reach.sink_size).expand(self.t.shape[0], -1))
 
     def kept(self) -> torch.Tensor:
-        """The newest token of every slot: sinks are themselves, ring slots count down from the last token fed."""
+        """Return where the token lies that each slot holds after the block, [R, S+W+1].
+
+        A slot of the ring holds the newest of its tokens, so they count down from the last token fed.
+        """
         reach, slots = self.reach, _range(self.reach.visible_size)
         last = self.t + self.count - 1
         age = (reach.slot_of(last) - slots) % (reach.window_size + 1)
         newest = torch.where(last - age < reach.sink_size, -1, last - age)
-        return self._column_of(torch.where(slots < reach.sink_size, slots, newest))
+        return self._place_of(torch.where(slots < reach.sink_size, slots, newest))
 
     def filled(self) -> torch.Tensor:
+        """Return the places that hold a token of at least one row."""
         return self.held.any(0).nonzero()[:, 0] if self.has_past else _range(self.columns)
 
-    def block(self, query: torch.Tensor, start: int, block_size: int) -> QueryBlock:
+    def query_block(self, query: torch.Tensor, start: int, block_size: int) -> QueryBlock:
+        """Return the queries of at most `block_size` columns from column `start` on, and what they see.
+
+        `query` [R, columns] holds the stream positions of all queries.
+        """
         stop = min(start + block_size, self.columns)
         keys = slice(self._first_key(start), self.past_size + stop)
         asking = query[:, start:stop, None]
@@ -148,7 +172,10 @@ class _KeyLayout:
         return QueryBlock(slice(start, stop), keys, _bias(visible), _bias(sinks))
 
     def _first_key(self, start: int) -> int:
-        """First column any query from column `start` on may see; a row's padding lies between old and new keys."""
+        """Return the first place, sinks left out, that any query from column `start` on may see.
+
+        The padding of a row lies between its cached and its new keys.
+        """
         reach = self.reach
         if reach.dense:
             return reach.sink_size if self.has_past else 0
@@ -159,11 +186,12 @@ class _KeyLayout:
 
 
 def _window(t: torch.Tensor, reach: Reach) -> torch.Tensor:
-    """[R, W], stream positions of the W tokens before `t`, from old to new; negative before the first."""
+    """Return the stream positions [R, W] of the W tokens before `t`, from old to new; negative before the first."""
     return t - reach.window_size + _range(reach.window_size)
 
 
 def _bias(visible: torch.Tensor) -> torch.Tensor:
+    """Return what is added to scores [R, 1, 1, queries, keys], of which `visible` [R, queries, keys] are kept."""
     return torch.zeros(visible.shape, dtype=torch.float32, device="cpu").masked_fill_(~visible, MASKED)[:, None, None]
 
 

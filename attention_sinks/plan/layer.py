@@ -1,4 +1,4 @@
-"""One call as the layers of one kind see it, on their own device and in their own dtype."""
+"""The plan of one call for layers that are alike, on their device and in their dtype."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from .reach import Reach
 from .token import TokenPlan
 
 Plan = TokenPlan | BlockPlan
+"""What one call, or one chunk of it, does to the streams."""
+
+
+def _unrotated(states: torch.Tensor, tables: Tables) -> torch.Tensor:
+    return states
 
 
 @dataclass(frozen=True)
@@ -22,24 +27,30 @@ class LayerPlan:
     """What one layer needs for one call."""
 
     reach: Reach
+    """What the queries of the layer see."""
     plan: Plan
+    """What the call does to the streams, as far as `reach` goes."""
     implementation: str
     """The attention implementation that the user chose for the model."""
     position_embeddings: Any = None
     """Cosines and sines of the new tokens' model positions, as the model's attention takes them; None for a layer
     without rotation."""
     sink_rotation: Tables | None = None
-    """float32 tables that bring sinks and queries together: a step rotates its sinks, a block its queries."""
-    rotate: Callable[[torch.Tensor, Tables], torch.Tensor] | None = None
+    """float32 tables that bring sinks and queries together: a step rotates its sinks, a block its queries. None where
+    they need not be rotated."""
+    rotate: Callable[[torch.Tensor, Tables], torch.Tensor] = _unrotated
+    """(states [batch, heads, n, head_dim], tables [R, n, d]) -> rotated states; a layer without rotation returns them
+    as they are."""
     rotary: Rotary | None = None
     """What made the tables, for architectures that need more of them."""
     alibi: Alibi | None = None
+    """The linear bias of the layer, from which a block makes its own."""
     token_bias: torch.Tensor | None = None
     """[R, heads, 1, used] float32, the linear bias of a step."""
 
 
 def to_device(plan: Plan, device: torch.device) -> Plan:
-    """The same plan with its tensors on `device`."""
+    """Return the same plan with its tensors on `device`."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

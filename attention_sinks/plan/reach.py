@@ -1,4 +1,4 @@
-"""What the queries of a layer see, and in which slot the ring keeps each token."""
+"""A reach says what the queries of a layer see, and in which slot each token lies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import torch
 
 @dataclass(frozen=True)
 class Reach:
-    """What the queries of a layer see: `sink_size` sinks (S) and `window_size` recent tokens (W) besides themselves.
+    """What the queries of a layer see besides themselves.
 
-    `dense` lets the tokens of one call see every cached token and each other whatever their distance. With `chunked`
-    they see nothing before the last multiple of W + 1 in their stream.
+    Parameters
+    ----------
+    sink_size : int
+        S, how many sinks they see.
+    window_size : int
+        W, how many recent tokens they see.
+    dense : bool, default False
+        Whether the tokens of one call see every cached token and each other, whatever their distance.
+    chunked : bool, default False
+        Whether they see nothing before the last multiple of W + 1 in their stream.
 
     Attributes
     ----------
@@ -34,6 +42,6 @@ class Reach:
         object.__setattr__(self, "visible_size", self.sink_size + self.window_size + 1)
 
     def slot_of(self, position: torch.Tensor) -> torch.Tensor:
-        """Slot of the token at each stream position; sinks and the first window lie in order."""
+        """Return the slot of the token at each stream position. Sinks and the first window lie in order."""
         ring = (position - self.sink_size) % (self.window_size + 1) + self.sink_size
         return torch.where(position < self.sink_size, position, ring)

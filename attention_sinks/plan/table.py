@@ -1,4 +1,4 @@
-"""What the layers of a model see and how they know positions, under one pair of S and W."""
+"""A table says what the layers of a model see and how they know positions, under one pair of S and W."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .reach import Reach
 
 @dataclass(frozen=True)
 class LayerTable:
-    """One line for every layer, worked out once for each pair of S and W and shared by all calls.
+    """One line for every layer. A model makes one table for each pair of S and W, and all its calls share it.
 
     Parameters
     ----------
@@ -34,17 +34,17 @@ class LayerTable:
 
     @cached_property
     def distinct_reaches(self) -> tuple[Reach, ...]:
-        """Each reach once, that of layers with sinks first: a call has one plan for each."""
+        """Each reach once. That of layers with sinks is the first. A call has one plan for each."""
         return tuple(dict.fromkeys((self.with_sinks, *filter(None, self.reaches))))
 
     @cached_property
     def plan_index(self) -> tuple[int | None, ...]:
-        """Of each layer, the index of its reach among the distinct ones."""
+        """For each layer, the index of its reach among the distinct ones; None for a layer without attention."""
         return tuple(None if reach is None else self.distinct_reaches.index(reach) for reach in self.reaches)
 
     @cached_property
     def groups(self) -> tuple[int, ...]:
-        """Of each layer a number; layers that share it are alike in what they see and in how they know positions."""
+        """For each layer a number. Layers that share it are alike in what they see and in how they know positions."""
         kinds = [(reach, id(position)) for reach, position in zip(self.reaches, self.positions, strict=True)]
         return tuple(kinds.index(kind) for kind in kinds)
 
@@ -55,5 +55,5 @@ class LayerTable:
 
     @cached_property
     def room(self) -> int:
-        """The most tokens any layer caches."""
+        """The most tokens that any layer caches."""
         return max(reach.cached_size for reach in self.distinct_reaches)

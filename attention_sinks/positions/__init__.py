@@ -1,1 +1,1 @@
-"""How a layer knows where its keys are: by rotary angles, by linear biases or not at all."""
+"""These modules say how a layer knows where its keys are: by rotary angles, by linear biases or not at all."""

@@ -17,7 +17,7 @@ class Alibi:
     slopes : torch.Tensor
         [num_attention_heads] float32, the bias of each head per position.
     scale : float, default 1.0
-        Factor on the bias. Falcon scales the bias like the scores.
+        The factor on the bias. Falcon scales the bias like the scores.
     dtype : torch.dtype, default float32
         Slopes and their products with positions are rounded to this type. Falcon was trained with bfloat16.
     """
@@ -44,6 +44,7 @@ class Alibi:
         return self._at(key_position) - self._at(query_position[..., None])
 
     def _at(self, position: torch.Tensor) -> torch.Tensor:
+        """Return what keys at `position` [R, …] add to the scores of each head, [R, heads, …] float32."""
         slopes = self.slopes.to(position.device, self.dtype)[:, None, None]
         return (slopes * position[:, None]).float() * self.scale
 

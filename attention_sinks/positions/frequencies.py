@@ -15,16 +15,16 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Where inverse frequencies are found; they are read at each call, since `model.to` may change them.
+    """The place where inverse frequencies are found. They are read at each call, since `model.to` may change them.
 
     Parameters
     ----------
     holder : nn.Module, PlainFrequencies or LongTextFrequencies
-        What has them.
+        The object that has them.
     inv_freq : str, default "inv_freq"
-        Its attribute with the inverse frequencies [pairs].
+        The name of its attribute with the inverse frequencies [pairs].
     scaling : str, default "attention_scaling"
-        Its attribute with the factor the model puts on cosines and sines.
+        The name of its attribute with the factor that the model puts on cosines and sines.
     """
 
     holder: Any
@@ -34,7 +34,13 @@ class Frequencies:
 
 @dataclass(frozen=True)
 class PlainFrequencies:
-    """The frequencies of RoFormer (arXiv 2104.09864, equation 15) for `width` rotated dimensions, base 10,000."""
+    """The frequencies of RoFormer (arXiv 2104.09864, equation 15), which are powers of 10,000.
+
+    Parameters
+    ----------
+    width : int
+        How many dimensions are rotated.
+    """
 
     width: int
     attention_scaling = 1.0
@@ -47,7 +53,19 @@ class PlainFrequencies:
 
 @dataclass(frozen=True)
 class LongTextFrequencies:
-    """What `module`, which is of a length-dependent `rope_type`, uses for a text of `length` tokens."""
+    """The frequencies that a rotary module uses for a text of one length, where its type depends on the length.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The rotary module of a Transformers model.
+    rope_type : str
+        A key of Transformers' `ROPE_INIT_FUNCTIONS`.
+    length : int
+        The length of the text in tokens.
+    name : str or None
+        The kind of layer, as in `config.layer_types`; None when the module has one set of frequencies.
+    """
 
     module: Any
     rope_type: str
@@ -65,27 +83,23 @@ class LongTextFrequencies:
         return self._computed()[1]
 
     def _computed(self) -> tuple[torch.Tensor, float]:
+        """Return inverse frequencies and factor, as Transformers computes them."""
         prefix, options = (f"{self.name}_", {"layer_type": self.name}) if self.name else ("", {})
         device = getattr(self.module, f"{prefix}inv_freq").device
         return ROPE_INIT_FUNCTIONS[self.rope_type](self.module.config, device, seq_len=self.length, **options)
 
 
 def module_frequencies(module: Any, length: int, name: str | None = None) -> Frequencies:
-    """What the rotary module of a Transformers model uses for a text of `length` tokens.
+    """Return where the frequencies are found that a rotary module uses for a text of `length` tokens.
 
     Parameters
     ----------
     module : nn.Module
-        A module with `inv_freq`, `rope_type` and `attention_scaling`.
+        A rotary module of a Transformers model, with `inv_freq`, `rope_type` and `attention_scaling`.
     length : int
         The length of the text in tokens. Only the types "dynamic" and "longrope" depend on it.
     name : str, optional
         The kind of layer, as in `config.layer_types`, when the module has frequencies for each kind.
-
-    Returns
-    -------
-    tuple of torch.Tensor and float
-        Inverse frequencies [pairs] and the factor on cosines and sines.
     """
     prefix = f"{name}_" if name else ""
     rope_type = module.rope_type[name] if name else module.rope_type

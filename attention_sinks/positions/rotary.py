@@ -1,4 +1,4 @@
-"""Rotary angles and rotations (RoPE, arXiv 2104.09864), made without running the model's rotary module."""
+"""Rotary angles and rotations (RoPE, arXiv 2104.09864). They are made without running the model's rotary module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tables = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Pairing:
-    """How an architecture pairs the dimensions that it rotates.
+    """The way in which an architecture pairs the dimensions that it rotates.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
-"""Position schemes: how the layers of an architecture know where their keys are."""
+"""A position scheme says how the layers of an architecture know where their keys are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -13,47 +14,62 @@ from .frequencies import Frequencies, PlainFrequencies, module_frequencies
 from .rotary import HALVES, NEIGHBOURS, Pairing, Rotary
 
 Position = Rotary | Alibi | None
-"""How a layer knows where its keys are; None: it does not."""
+"""How one layer knows where its keys are; None for a layer that does not know it."""
+
+
+class Scheme(Protocol):
+    """What every position scheme can tell about a base model."""
+
+    def of_layers(self, base_model: Any, length: int, /) -> tuple[Position, ...]:
+        """Return the position of each layer, for a cache whose queries see at most `length` tokens."""
+        ...
+
+    def modules(self, base_model: Any, /) -> list[nn.Module]:
+        """Return the modules that need not run, because attention takes its positions from the call."""
+        ...
 
 
 def every_layer(config: PreTrainedConfig, layer_idx: int) -> bool:
+    """Return True, in an architecture whose layers all rotate."""
     return True
 
 
 def sliding_layers(config: PreTrainedConfig, layer_idx: int) -> bool:
-    return config.layer_types[layer_idx] == "sliding_attention"
+    """Return whether the layer slides, in an architecture of which only sliding layers rotate."""
+    return bool(config.layer_types[layer_idx] == "sliding_attention")
 
 
 def sliding_layers_if_any(config: PreTrainedConfig, layer_idx: int) -> bool:
+    """Return the same, in an architecture whose layers all rotate when its config has no sliding window."""
     return config.sliding_window is None or sliding_layers(config, layer_idx)
 
 
 def by_no_rope_layers(config: PreTrainedConfig, layer_idx: int) -> bool:
-    """`config.no_rope_layers` has 1, despite its name, where a layer rotates."""
+    """Return whether the layer rotates. Despite its name, `config.no_rope_layers` has a 1 for a layer that does."""
     return bool(config.no_rope_layers[layer_idx])
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions made by one module of the base model.
+    """Rotary positions that a module of the base model makes.
 
     Parameters
     ----------
     pairing : Pairing, default HALVES
-        How it pairs the dimensions it rotates.
+        How attention pairs the dimensions that it rotates.
     rotates : callable, default all layers
         (config, layer index) -> whether the layer rotates its queries and keys.
     module : str, default "rotary_emb"
-        Its path in the base model; one inside an attention module stands for those of all layers.
+        The path of the module in the base model. One inside an attention module stands for those of all layers.
     """
 
     pairing: Pairing = HALVES
     rotates: Callable[[PreTrainedConfig, int], bool] = every_layer
     module: str = "rotary_emb"
 
-    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
-        """The positions of each layer, for a cache whose queries see at most `length` tokens."""
-        module, config = base.get_submodule(self.module), base.config
+    def of_layers(self, base_model: PreTrainedModel, length: int) -> tuple[Position, ...]:
+        module: Any = base_model.get_submodule(self.module)
+        config = base_model.config
         by_name = isinstance(module.rope_type, dict)
         names = (config.layer_types if by_name else [None] * config.num_hidden_layers)[: config.num_hidden_layers]
         rotaries = {
@@ -63,35 +79,36 @@ class Rope:
         }
         return tuple(rotaries.get((name, self.rotates(config, index))) for index, name in enumerate(names))
 
-    def modules(self, base: PreTrainedModel) -> list[nn.Module]:
-        """The modules that need not run, because attention takes its cosines and sines from the call."""
-        return [] if "." in self.module else [getattr(base, self.module)]
+    def modules(self, base_model: PreTrainedModel) -> list[nn.Module]:
+        return [] if "." in self.module else [base_model.get_submodule(self.module)]
 
 
 class SameInAllLayers:
     """Positions that every layer knows alike, and that no module of the base model makes."""
 
-    def position(self, base: PreTrainedModel) -> Position:
+    def position(self, base_model: PreTrainedModel) -> Position:
+        """Return the position of every layer."""
         raise NotImplementedError
 
-    def of_layers(self, base: PreTrainedModel, length: int) -> tuple[Position, ...]:
-        return (self.position(base),) * base.config.num_hidden_layers
+    def of_layers(self, base_model: PreTrainedModel, length: int) -> tuple[Position, ...]:
+        count: int = base_model.config.num_hidden_layers
+        return (self.position(base_model),) * count
 
-    def modules(self, base: PreTrainedModel) -> list[nn.Module]:
+    def modules(self, base_model: PreTrainedModel) -> list[nn.Module]:
         return []
 
 
 @dataclass(frozen=True)
 class NoPositions(SameInAllLayers):
-    """Attention that does not know where its keys are."""
+    """Attention does not know where its keys are."""
 
-    def position(self, base: PreTrainedModel) -> Position:
+    def position(self, base_model: PreTrainedModel) -> Position:
         return None
 
 
 @dataclass(frozen=True)
 class RopeTable(SameInAllLayers):
-    """Rotary positions that the model looks up in a finite table: here they are computed.
+    """Rotary positions that the model looks up in a finite table. Here they are computed.
 
     Parameters
     ----------
@@ -104,13 +121,13 @@ class RopeTable(SameInAllLayers):
     width: Callable[[PreTrainedConfig], int]
     pairing: Pairing = NEIGHBOURS
 
-    def position(self, base: PreTrainedModel) -> Position:
-        return Rotary(Frequencies(PlainFrequencies(self.width(base.config))), self.pairing)
+    def position(self, base_model: PreTrainedModel) -> Position:
+        return Rotary(Frequencies(PlainFrequencies(self.width(base_model.config))), self.pairing)
 
 
 @dataclass(frozen=True)
 class LinearBias(SameInAllLayers):
-    """ALiBi.
+    """Scores fall with the distance (ALiBi).
 
     Parameters
     ----------
@@ -118,10 +135,7 @@ class LinearBias(SameInAllLayers):
         base model -> Alibi.
     """
 
-    alibi: Callable[[PreTrainedModel], Alibi]
+    alibi: Callable[[Any], Alibi]
 
-    def position(self, base: PreTrainedModel) -> Position:
-        return self.alibi(base)
-
-
-Scheme = Rope | RopeTable | LinearBias | NoPositions
+    def position(self, base_model: PreTrainedModel) -> Position:
+        return self.alibi(base_model)

@@ -1,1 +1,1 @@
-"""What runs in place of the forwards of an injected model."""
+"""These modules run in place of the forwards of an injected model."""

@@ -1,18 +1,23 @@
-"""The attention of an injected model: one token over the buffers in place, or blocks of queries over bands of keys."""
+"""The attention of an injected model: the function that attention modules find by name, and how a step attends.
+
+The queries of a step attend to the buffers in place. Blocks are in `block_attention`.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from ..cache.columns import take
-from ..plan.block import BlockPlan, QueryBlock
+from ..plan.block import BlockPlan
 from ..plan.layer import LayerPlan
+from ..plan.reach import Reach
 from ..plan.token import TokenPlan, slot_order
+from .block_attention import attend_block, by_key_head
 from .bound_cache import BoundCache
 
 ATTENTION_NAME = "attention_sinks"
@@ -35,49 +40,61 @@ def attention_sinks_attention(
     key_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention of one layer for one call, with the signature of Transformers' `AttentionInterface`.
+    """Attend in one layer for one call. The signature is that of Transformers' `AttentionInterface`.
 
     Parameters
     ----------
+    module : nn.Module
+        The attention module.
     query : torch.Tensor
         [batch, num_attention_heads, n, head_dim], rotated at model positions.
     key, value : torch.Tensor
-        [batch, num_key_value_heads, slots or layout, head_dim], as `SinkLayer.update` returned them.
+        [batch, num_key_value_heads, keys, head_dim], as `SinkLayer.update` returned them: the slots in use for a step,
+        the key layout for a block.
     attention_mask : torch.Tensor or None
-        Ignored: who sees whom is in the call's plan.
+        It is ignored: the plan of the call says who sees whom.
+    scaling : float
+        The factor on scores.
+    dropout : float, default 0.0
+        The share of the weights that is dropped.
     softcap : float, optional
         Scores are bent to at most this, as in Gemma 2.
     s_aux : torch.Tensor, optional
         [num_attention_heads], scores of a learned sink that has no value, as in gpt-oss.
     key_bias : torch.Tensor, optional
-        [batch, num_key_value_heads, slots or layout], added to every score with a key, as in Doge.
+        [batch, num_key_value_heads, keys], added to every score with a key, as in Doge.
+    **kwargs
+        The layer's plan under the name `LAYER_PLAN`, and what else the attention implementation takes.
 
     Returns
     -------
     tuple
         Output [batch, n, num_attention_heads, head_dim] and, with the eager implementation, the weights
-        [batch, num_attention_heads, n, columns], columns in the order of the stream.
+        [batch, num_attention_heads, n, keys], keys in the order of the stream.
     """
     layer: LayerPlan = kwargs.pop(LAYER_PLAN)
-    if isinstance(layer.plan, BlockPlan):
-        return _attend_block(query, key, value, layer, scaling, dropout, softcap, s_aux, key_bias)
-    mask = layer.plan.visible
+    plan, implementation = layer.plan, layer.implementation
+    if isinstance(plan, BlockPlan):
+        return attend_block(query, key, value, plan, layer, scaling, dropout, softcap, s_aux, key_bias)
+    mask = plan.visible
     if layer.token_bias is not None or key_bias is not None:
-        mask = _token_mask(layer, query, key_bias)
+        mask = _token_mask(mask, layer.token_bias, query, key_bias)
+        implementation = "sdpa" if "flash" in implementation else implementation  # flash kernels take no bias
     if softcap is not None:
         kwargs["softcap"] = softcap
     if s_aux is not None:
         kwargs["s_aux"] = s_aux
-    if layer.implementation == "sdpa" and not dropout and softcap is None and s_aux is None:
+    if implementation == "sdpa" and not dropout and softcap is None and s_aux is None:
         return _sdpa_token(query, key, value, mask, scaling), None
-    return _attend_token(module, query, key, value, mask, layer, scaling, dropout, **kwargs)
+    kwargs.update(scaling=scaling, dropout=dropout)
+    return _attend_token(module, query, key, value, mask, plan, layer.reach, implementation, kwargs)
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_sinks_attention)
 
 
 def attend(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -86,7 +103,10 @@ def attend(
     scaling: float,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Cache and attention for architectures that do not use the interface; states are [batch, heads, n, head_dim]."""
+    """Store new keys and values and attend, for architectures that do not use the interface.
+
+    `query`, `key` and `value` are [batch, heads, n, head_dim]. The result is that of `attention_sinks_attention`.
+    """
     key, value = cache.update(key, value, module.layer_idx)
     return attend_cached(module, query, key, value, layer, scaling, dropout)
 
@@ -101,34 +121,47 @@ def attend_cached(
     dropout: float,
     key_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention alone, over the keys and values that the cache's `update` returned."""
-    arguments = {LAYER_PLAN: layer, "scaling": scaling, "dropout": dropout, "key_bias": key_bias}
+    """Attend to the keys and values that the cache's `update` returned."""
+    arguments: dict[str, Any] = {LAYER_PLAN: layer, "scaling": scaling, "dropout": dropout, "key_bias": key_bias}
     return attention_sinks_attention(module, query, key, value, None, **arguments)
 
 
 # ---- one token
 
 
-def _attend_token(module, query, key, value, mask, layer, scaling, dropout, **kwargs):
-    """All keys of the buffer are visible and their order matters to biases alone: any implementation will do."""
-    plan: TokenPlan = layer.plan
-    if mask is not None and "flash" in layer.implementation:
-        mask = plan.visible[:, 0, 0]
-    elif mask is None and layer.implementation == "eager":  # some add it without asking whether there is one
+def _attend_token(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    plan: TokenPlan,
+    reach: Reach,
+    implementation: str,
+    arguments: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attend by the user's implementation, with what else it takes in `arguments`.
+
+    Any implementation will do: the query sees all keys that the mask leaves, and only biases depend on their order.
+    """
+    if mask is not None and "flash" in implementation:
+        mask = mask[:, 0, 0]
+    elif mask is None and implementation == "eager":  # some implementations add it without asking whether there is one
         mask = query.new_zeros((1, 1, 1, plan.used))
     elif mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    attend_by = _implementation(module, layer.implementation)
-    output, weights = attend_by(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+    attend_by = _implementation(module, implementation)
+    output, weights = attend_by(module, query, key, value, mask, **arguments)
     if weights is not None:
-        order = slot_order(plan, layer.reach)[:, None, None]
+        order = slot_order(plan, reach)[:, None, None]
         weights = weights.gather(-1, order.expand(*weights.shape[:3], -1))
     return output, weights
 
 
-def _token_mask(layer: LayerPlan, query: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor | None:
-    """[R, 1 or heads, 1, used]: which slots are in use, bool, or with a bias what is added to the scores."""
-    visible, bias = layer.plan.visible, layer.token_bias
+def _token_mask(
+    visible: torch.Tensor | None, bias: torch.Tensor | None, query: torch.Tensor, key_bias: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return what is added to the scores [R, heads, 1, used]; without a bias, `visible` as it is."""
     if key_bias is not None:
         bias = key_bias.repeat_interleave(query.shape[1] // key_bias.shape[1], dim=1)[:, :, None]
     if bias is None:
@@ -137,8 +170,10 @@ def _token_mask(layer: LayerPlan, query: torch.Tensor, key_bias: torch.Tensor | 
     return bias if visible is None else torch.where(visible, bias, torch.finfo(query.dtype).min)
 
 
-def _sdpa_token(query, key, value, mask, scaling):
-    """The query heads that share a key head are taken as rows of one query: no key is repeated."""
+def _sdpa_token(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """Attend by SDPA. The query heads that share a key head are taken as columns of one query: no key is repeated."""
     batch, heads, _, width = query.shape
     groups = query.reshape(batch, key.shape[1], -1, width)
     if mask is not None and mask.shape[1] > 1:
@@ -147,106 +182,27 @@ def _sdpa_token(query, key, value, mask, scaling):
     return output.reshape(batch, 1, heads, value.shape[-1])
 
 
-def _implementation(module: nn.Module, name: str):
-    """The attention function the user chose; eager ones live beside the module's class, where it has one."""
+def _implementation(module: nn.Module, name: str) -> Callable[..., Any]:
+    """Return the attention function that the user chose. An eager one stands beside the module's class, or here."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", plain_attention)
     return AttentionInterface().get_interface(name, eager)
 
 
-def plain_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """softmax(query key^T scaling + mask) value, spelled out."""
-    query = _by_key_head(query, key.shape[1])
+def plain_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return softmax(query key^T scaling + mask) value, and the weights."""
+    query = by_key_head(query, key.shape[1])
     scores = (query @ key.transpose(2, 3)[:, :, None]).flatten(1, 2) * scaling
     scores = scores if attention_mask is None else scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, dropout)
-    output = _by_key_head(weights, key.shape[1]) @ value[:, :, None]
+    output = by_key_head(weights, key.shape[1]) @ value[:, :, None]
     return output.flatten(1, 2).transpose(1, 2).contiguous(), weights
-
-
-# ---- a block of queries
-
-
-def _attend_block(query, key, value, layer, scaling, dropout, softcap, s_aux, key_bias):
-    """One softmax over the sinks, scored by queries rotated towards them, and the band of recent keys.
-
-    scores = [ R(-delta_t) q_t . sinks | q_t . window and new keys ], exact for every query of the call.
-    """
-    plan, dtype = layer.plan, query.dtype
-    if query.device.type == "cpu":  # where products of small matrices in half precision are slow
-        query, key, value = (states.to(torch.promote_types(dtype, torch.float32)) for states in (query, key, value))
-    query = _by_key_head(query, key.shape[1])
-    rotated = query
-    if layer.sink_rotation is not None:
-        rotated = layer.rotate(query.flatten(1, 2), layer.sink_rotation).view_as(query)
-    sink_key, sink_value = take(key, plan.sinks), take(value, plan.sinks)
-    outputs, weights = [], [] if layer.implementation == "eager" else None
-    for block in plan.blocks:
-        sink_bias, band_bias = _block_biases(layer, block, query.shape[1], key_bias)
-        to_sinks = _scores(rotated[..., block.queries, :], sink_key, sink_bias, scaling, softcap)
-        to_band = _scores(query[..., block.queries, :], key[:, :, block.keys], band_bias, scaling, softcap)
-        scores = [to_sinks, to_band, *_learned(s_aux, to_band)]
-        probabilities = torch.cat(scores, dim=-1).softmax(dim=-1).to(query.dtype)
-        probabilities = nn.functional.dropout(probabilities, dropout) if dropout else probabilities
-        on_sinks, on_band = probabilities.split([part.shape[-1] for part in scores], dim=-1)[:2]
-        outputs.append(_mix(on_sinks, sink_value) + _mix(on_band, value[:, :, block.keys]))
-        if weights is not None:
-            weights.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], plan))
-    output = torch.cat(outputs, dim=3).flatten(1, 2).transpose(1, 2).contiguous()
-    return output.to(dtype), torch.cat(weights, dim=2).to(dtype) if weights else None
-
-
-def _block_biases(layer: LayerPlan, block: QueryBlock, key_heads: int, key_bias) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is added to the scores with the sinks and with the band, [R, 1 or key heads, 1 or groups, queries, keys]."""
-    if key_bias is not None:
-        key_bias = key_bias.float()[:, :, None, None]
-        sinks = layer.plan.sinks[:, None, None, None].expand(*key_bias.shape[:-1], -1)
-        on_sinks = key_bias.gather(-1, sinks)
-        return block.sink_bias + on_sinks, block.bias + key_bias[..., block.keys]
-    if layer.alibi is None:
-        return block.sink_bias, block.bias
-    plan: BlockPlan = layer.plan
-    place = plan.cache_position[:, block.queries]
-    evicted = plan.query_position[:, block.queries] - place
-    sinks = torch.arange(block.sink_bias.shape[-1], dtype=torch.long, device=place.device).expand(*place.shape, -1)
-    band = plan.tokens[:, None, block.keys] - evicted[..., None]
-    on_sinks, on_band = (layer.alibi.bias(place, keys).unflatten(1, (key_heads, -1)) for keys in (sinks, band))
-    return block.sink_bias + on_sinks, block.bias + on_band
-
-
-def _by_key_head(query: torch.Tensor, key_heads: int) -> torch.Tensor:
-    """[batch, heads, n, d] -> [batch, key heads, heads per key head, n, d]."""
-    return query.unflatten(1, (key_heads, -1))
-
-
-def _scores(query, key, bias, scaling, softcap):
-    """Masked scores in float32 of `query` [batch, key heads, groups, n, d] with `key` [batch, key heads, m, d]."""
-    batch, heads, groups, columns, width = query.shape
-    scores = (query * scaling).reshape(batch, heads, groups * columns, width) @ key.transpose(2, 3)
-    scores = scores.view(batch, heads, groups, columns, -1).float()
-    scores = scores if softcap is None else softcap * (scores / softcap).tanh()
-    return scores.add_(bias)
-
-
-def _learned(s_aux: torch.Tensor | None, scores: torch.Tensor) -> list[torch.Tensor]:
-    """The scores of a learned sink, one for every query, where there is one."""
-    if s_aux is None:
-        return []
-    heads, groups, columns = scores.shape[1:4]
-    return [s_aux.float().view(1, heads, groups, 1, 1).expand(scores.shape[0], -1, -1, columns, 1)]
-
-
-def _mix(weights, value):
-    """Values [batch, key heads, m, d] mixed by `weights` [batch, key heads, groups, n, m]."""
-    batch, heads, groups, columns, width = weights.shape
-    mixed = weights.reshape(batch, heads, groups * columns, width) @ value
-    return mixed.view(batch, heads, groups, columns, -1)
-
-
-def _in_stream_order(on_sinks, on_band, keys: slice, layout: int, plan: BlockPlan) -> torch.Tensor:
-    """Weights [batch, heads, n, columns]: sinks, window from old to new, new columns; columns never filled left out."""
-    weights = on_band.new_zeros(*on_band.shape[:-1], layout)
-    weights[..., keys] = on_band
-    where = plan.sinks[:, None, None, None].expand(on_sinks.shape)
-    weights = weights.scatter_add(-1, where, on_sinks)
-    return weights.index_select(-1, plan.filled).flatten(1, 2)

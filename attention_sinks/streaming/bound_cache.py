@@ -1,4 +1,4 @@
-"""What stands in the cache's place while one call runs. It is the one way by which a call reaches the layers."""
+"""A bound cache stands in the cache's place while a call runs. It is the one way by which a call reaches the layers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ..versions import CACHE, LAYER_CACHE_NAMES
 class BoundCache:
     """A cache, or none, bound to the plans of one call.
 
-    Every layer of every architecture is handed the cache, whatever else it is handed. So a bound cache stands there
-    also where no cache is kept: attention then sees the new keys alone, and layers with states find `NothingKept`. The
-    base model takes it for an empty cache, so that nothing is made for its past.
+    Every layer of every architecture is handed the cache, whatever else it is handed. So a bound cache is handed to
+    layers also where no cache is kept: attention then sees only the new keys, and layers with states find
+    `NothingKept`. The base model takes it for an empty cache, so that it makes nothing for a past.
 
     Parameters
     ----------
     cache : AttentionSinkKVCache or None
-        What keeps the keys.
+        The cache that keeps the keys; None where no cache is kept.
     table : LayerTable
         What each layer's queries see, and how it knows where its keys are.
     plans : sequence of Plan
-        One for each of `table.distinct_reaches`.
+        One plan for each of `table.distinct_reaches`.
     implementation : str
         The attention implementation that the user chose.
 
     Attributes
     ----------
     made : dict
-        Plans that layers alike share, by what makes them alike.
+        Plans that layers share, by what these layers have in common: group, device and dtype.
     running : dict
         Plans of the layers whose attention has begun, by layer index.
     """
@@ -48,11 +48,14 @@ class BoundCache:
         self, cache: AttentionSinkKVCache | None, table: LayerTable, plans: Sequence[Plan], implementation: str
     ) -> None:
         self.cache, self.table, self.plans, self.implementation = cache, table, plans, implementation
-        self.made: dict[tuple, LayerPlan] = {}
+        self.made: dict[tuple[int, torch.device, torch.dtype], LayerPlan] = {}
         self.running: dict[int, LayerPlan] = {}
 
     def plan_of(self, layer_idx: int, like: torch.Tensor) -> LayerPlan:
-        """The call as layer `layer_idx` needs it, whose states are like `like`; made once for layers that are alike."""
+        """Return the plan of layer `layer_idx`, whose states have the device and the dtype of `like`.
+
+        It is made once for all layers that are alike.
+        """
         table = self.table
         group = 0 if table.is_uniform else table.groups[layer_idx]  # so that uniform layers share compiled code
         key = (group, like.device, like.dtype)
@@ -63,13 +66,13 @@ class BoundCache:
 
     def _plan_for(self, layer_idx: int, like: torch.Tensor) -> LayerPlan:
         table, implementation = self.table, self.implementation
-        reach, position = table.reaches[layer_idx], table.positions[layer_idx]
-        plan = self.plans[table.plan_index[layer_idx]]
-        plan = plan if like.device.type == "cpu" else to_device(plan, like.device)
+        reach, position, index = table.reaches[layer_idx], table.positions[layer_idx], table.plan_index[layer_idx]
+        assert reach is not None and index is not None  # only layers with attention ask for a plan
+        plan = self.plans[index] if like.device.type == "cpu" else to_device(self.plans[index], like.device)
         if isinstance(position, Rotary):
             delta = plan.delta if position.rotates else None
             if delta is not None and isinstance(plan, BlockPlan):
-                delta = -delta  # a block rotates its queries and not the sinks
+                delta = -delta  # a block rotates its queries towards the sinks, not the sinks towards its queries
             embeddings = position.embeddings(plan.model_position, like.dtype)
             sink_rotation = None if delta is None else position.tables(delta)
             rotate = position.pairing.rotate
@@ -84,11 +87,13 @@ class BoundCache:
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values; returns those to attend to, which without a cache are the new ones."""
+        """Store new keys and values, and return those to attend to. Without a cache, these are the new ones."""
         if self.cache is None:
             return key_states, value_states
         layer = self.running.get(layer_idx) or self.plan_of(layer_idx, key_states)
         return self.cache.layers[layer_idx].update(key_states, value_states, layer)
+
+    # ---- what Transformers asks of a cache: this one looks empty
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
         return 0
@@ -100,13 +105,20 @@ class BoundCache:
         return 0
 
     def __getattr__(self, name: str) -> Any:
+        """Return what the cache has under `name`, or `NothingKept` where there is no cache."""
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(NothingKept if self.cache is None else self.cache, name)
 
 
 def bound_cache_in(module: nn.Module, arguments: dict[str, Any]) -> tuple[str, BoundCache]:
-    """The name under which `module`, called with `arguments`, is handed the cache; and the bound cache."""
+    """Return the name under which `module` is handed the cache in `arguments`, and the bound cache.
+
+    Raises
+    ------
+    RuntimeError
+        When there is none, because the module does not run inside a call of its model.
+    """
     for name in (CACHE, *LAYER_CACHE_NAMES):
         if isinstance(arguments.get(name), BoundCache):
             return name, arguments[name]
@@ -117,7 +129,7 @@ def bound_cache_in(module: nn.Module, arguments: dict[str, Any]) -> tuple[str, B
 
 
 class AnyLayer:
-    """Every layer of a cache that is not kept: what the model notes on it is gone."""
+    """It stands for every layer of a cache that is not kept, and forgets what the model writes to it."""
 
     def __getitem__(self, layer_idx: int) -> AnyLayer:
         return self
@@ -131,7 +143,7 @@ class AnyLayer:
 
 
 class NothingKept:
-    """What layers with states find where no cache is kept: nothing came before, and nothing stays."""
+    """It stands for the cache of layers with states where no cache is kept: nothing came before, and nothing stays."""
 
     is_initialized = False
     layers = AnyLayer()

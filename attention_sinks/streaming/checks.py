@@ -1,16 +1,29 @@
-"""What a call is refused for, with the reason and the cure, before anything is touched; and what its mask says."""
+"""These checks refuse a call, with the reason and the cure, before anything is touched. One of them reads its mask."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from ..architecture.setup import Setup
 from ..cache.cache import AttentionSinkKVCache
 
 
+def refuse_tokens(ids: Any, embeds: Any) -> NoReturn:
+    """Raise ValueError, since the tokens of a call came twice, not at all, or in a wrong shape."""
+    if (ids is None) == (embeds is None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+    states, name = (ids, "input_ids") if embeds is None else (embeds, "inputs_embeds")
+    raise ValueError(
+        f"{name} has the shape {tuple(states.shape)}; it must be [batch, columns] with at least one of each"
+        + ("." if embeds is None else " and hidden_size.")
+    )
+
+
 def check_kind_of_cache(cache: Any) -> None:
+    """Refuse every cache but an `AttentionSinkKVCache`."""
     if not isinstance(cache, AttentionSinkKVCache):
         raise TypeError(
             f"cache is a {type(cache).__name__}, but a model with attention sinks streams through an "
@@ -20,6 +33,7 @@ def check_kind_of_cache(cache: Any) -> None:
 
 
 def check_cache(cache: Any, setup: Setup, batch_size: int) -> None:
+    """Refuse a cache that does not fit the model as it runs now, or the batch size of the call."""
     check_kind_of_cache(cache)
     if not cache.was_made_for(setup.model):
         raise ValueError("cache was made for another model; make one with AttentionSinkKVCache(model) for this model.")
@@ -40,7 +54,22 @@ def check_cache(cache: Any, setup: Setup, batch_size: int) -> None:
         )
 
 
+def check_checkpointing(model: nn.Module) -> None:
+    """Refuse a cache while `model` trains with gradient checkpointing."""
+    if trains_with_checkpointing(model):
+        raise ValueError(
+            "cache cannot be used while gradient checkpointing is on in training; leave it out or call "
+            "model.eval() or model.gradient_checkpointing_disable()."
+        )
+
+
+def trains_with_checkpointing(model: nn.Module) -> bool:
+    """Return whether `model` trains and gradient checkpointing is on in any of its modules."""
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def check_attentions(columns: int, visible_size: int) -> None:
+    """Refuse to return the weights of a call whose queries do not see the same keys."""
     if columns > visible_size:
         raise ValueError(
             f"output_attentions=True with a call of {columns} tokens: the weights of a call longer than sinks + window "
@@ -49,7 +78,10 @@ def check_attentions(columns: int, visible_size: int) -> None:
 
 
 def check_dense(setup: Setup, cache: AttentionSinkKVCache | None, new: torch.Tensor | int) -> None:
-    """The tokens of a dense call see all that is cached and each other, however small the window."""
+    """Refuse a dense call of `new` tokens, [batch] or one number, that lets a query see more than the model can.
+
+    The tokens of a dense call see all that is cached and each other, however small the window.
+    """
     limit = setup.architecture.limit(setup.model.config)
     cached = cache.tokens_cached if cache is not None and cache.streams.seen else 0
     sees = int(torch.as_tensor(cached + new).max())
@@ -61,8 +93,13 @@ def check_dense(setup: Setup, cache: AttentionSinkKVCache | None, new: torch.Ten
         )
 
 
-def check_padding_of_states(real: torch.Tensor | None, order: torch.Tensor | None, cache) -> None:
-    """States advance on padding too, except where Transformers leaves it out: before the first token of a row."""
+def check_padding_of_states(
+    real: torch.Tensor | None, order: torch.Tensor | None, cache: AttentionSinkKVCache | None
+) -> None:
+    """Refuse padding after the first token of a row: Transformers' states advance on it too.
+
+    `real` and `order` are those of `inputs.Inputs`.
+    """
     if real is None or (order is None and (cache is None or cache.streams.counters is None)):
         return
     raise ValueError(
@@ -72,7 +109,7 @@ def check_padding_of_states(real: torch.Tensor | None, order: torch.Tensor | Non
 
 
 def check_single_tokens(setup: Setup, with_gradients: bool) -> None:
-    """A call that has to be cut into single tokens can be neither dense nor trained through."""
+    """Refuse a dense call, or one with gradients, that would have to be cut into single tokens."""
     if with_gradients or setup.settings.prefill == "dense":
         raise NotImplementedError(
             f"the states of {type(setup.model).__name__} start anew in every call of several tokens, in "
@@ -84,18 +121,27 @@ def check_single_tokens(setup: Setup, with_gradients: bool) -> None:
 def real_columns(
     mask: torch.Tensor | None, batch_size: int, columns: int, cache: AttentionSinkKVCache | None
 ) -> torch.Tensor | None:
-    """[batch, columns] bool on the CPU: which of the new columns belong to their row's stream; None when all do.
+    """Return which of the new columns belong to their row's stream.
 
     Parameters
     ----------
     mask : torch.Tensor or None
-        [batch, new columns] or [batch, all columns so far and new]; zeros mean "not part of this row's stream". Past
-        columns must agree with what the cache recorded.
+        [batch, new columns] or [batch, all columns so far and new]. A zero means "not part of this row's stream". The
+        columns so far must agree with what the cache recorded.
+    batch_size, columns : int
+        How many rows and how many new columns the call has.
+    cache : AttentionSinkKVCache or None
+        The cache of the call.
+
+    Returns
+    -------
+    torch.Tensor or None
+        [batch, columns] bool on the CPU; None when all columns belong to streams.
 
     Raises
     ------
     ValueError
-        For a mask of another shape or one that contradicts the cache.
+        For a mask of another shape, or one that contradicts the cache.
     """
     if mask is None:
         return None
@@ -112,14 +158,14 @@ def real_columns(
             + (f" or ({batch_size}, {past + columns}) for all columns." if past else ".")
         )
     mask = (mask != 0).to("cpu")
-    if mask.shape[1] > columns:
+    if cache is not None and mask.shape[1] > columns:
         _check_past(mask[:, :past], cache)
     real = mask[:, -columns:]
     return None if bool(real.all()) else real
 
 
 def _check_past(past: torch.Tensor, cache: AttentionSinkKVCache) -> None:
-    """The past columns of a full mask must count as many tokens per row as the cache has seen."""
+    """Refuse a full mask whose past columns do not count as many tokens per row as the cache has seen."""
     claimed, seen = past.sum(1).tolist(), list(cache.streams.seen)
     if claimed != seen:
         raise ValueError(
@@ -135,12 +181,13 @@ def check_position_ids(
     columns: int,
     cache: AttentionSinkKVCache | None,
 ) -> None:
-    """Positions are counted by the cache: accept those that say the same, by tokens or by columns, refuse others.
+    """Refuse positions that differ from those that the cache counts, by tokens or by columns.
 
     Raises
     ------
     ValueError
-        For positions that do not count up by one per token of a row from where the row stands, as packed sequences do.
+        For positions that do not count up by one per token of a row from where the row stands. Packed sequences have
+        such positions.
     """
     if position_ids is None:
         return
@@ -165,4 +212,5 @@ def check_position_ids(
 
 
 def _shortened(values: torch.Tensor) -> str:
+    """Return the first values of the first rows, for a message."""
     return str([row[:8].tolist() for row in values[:2]])

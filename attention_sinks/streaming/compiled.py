@@ -1,7 +1,7 @@
-"""A step inside a graph of `torch.compile`: one graph serves the whole life of a stream.
+"""A step inside a graph of `torch.compile`. One graph serves the whole life of a stream.
 
 An eager step counts in Python numbers; here the counters are tensors (`DeviceCounters`). Layers and attention are the
-same. Nothing is rebased: angles are computed in float64, in which positions of any size are exact enough.
+same. There is no rebase: angles are computed in float64, in which positions of any size are exact enough.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..architecture.modules import tokens_of
 from ..architecture.setup import Setup, setup_of
@@ -21,17 +20,19 @@ from ..versions import CACHE
 from .inputs import ready_mask
 
 
-def is_compiled_step(model: nn.Module, given: dict[str, Any]) -> bool:
-    """Whether a call that is being traced, with the arguments `given`, is a step that one graph can serve."""
+def is_compiled_step(model: Any, given: dict[str, Any]) -> bool:
+    """Return whether a call that is traced, with the arguments `given`, is a step that one graph can serve."""
     cache, mask, tokens = given.get(CACHE), given.get("attention_mask"), tokens_of(given)
     if not isinstance(cache, AttentionSinkKVCache) or not cache.can_step_in_graph or tokens is None:
         return False
-    rows = cache.streams.device.seen.shape[0]
+    counters = cache.streams.device
+    assert counters is not None  # a cache that can step in a graph has had a call
+    batch_size = counters.seen.shape[0]
     return (
         cache.was_made_for(setup_of(model).model)
-        and tuple(tokens.shape[:2]) == (rows, 1)
+        and tuple(tokens.shape[:2]) == (batch_size, 1)
         and tokens.device.type != "mps"
-        and (mask is None or (mask.dim() == 2 and mask.shape[0] == rows))
+        and (mask is None or (mask.dim() == 2 and mask.shape[0] == batch_size))
         and given.get("position_ids") is None
         and not given.get("output_attentions", getattr(model.config, "output_attentions", False))
         and not torch.is_grad_enabled()
@@ -41,18 +42,19 @@ def is_compiled_step(model: nn.Module, given: dict[str, Any]) -> bool:
 def plan_compiled_step(
     setup: Setup, cache: AttentionSinkKVCache, given: dict[str, Any]
 ) -> tuple[list[TokenPlan], dict[str, Any], torch.Tensor | None]:
-    """The plans of a step, the arguments that are left, and which rows are active (None: all).
+    """Return the plans of a step, the arguments that are left, and which rows [batch] bool are active (None: all).
 
     A compiled step reads only the mask's last column.
     """
     counters, mask = cache.streams.device, given.pop("attention_mask", None)
+    assert counters is not None  # as in is_compiled_step
     active = None if mask is None else mask[:, -1] != 0
     plans = [_plan_token(counters, active, reach) for reach in setup.layer_table(cache.settings).distinct_reaches]
     return plans, {**given, "attention_mask": ready_mask(setup, counters.seen.device)}, active
 
 
 def _plan_token(counters: DeviceCounters, active: torch.Tensor | None, reach: Reach) -> TokenPlan:
-    """As `plan.token.plan_token`, over the whole buffer from the first step on."""
+    """Return what `plan.token.plan_token` returns, but over the whole buffer from the first step on."""
     t, origin = counters.seen[:, None].clone(), counters.origin[:, None]
     cached = t.clamp(max=reach.cached_size)
     return TokenPlan(

@@ -1,4 +1,4 @@
-"""What runs in place of the forwards of an injected model: base model, rotary module, attention modules."""
+"""These functions run in place of the forwards of an injected model: base model, rotary module, attention modules."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ CHUNK_SIZE = 1024
 """Longer calls are cut into chunks of this many columns, so that a call of any length needs bounded memory."""
 
 QUERY_BLOCK = {"cpu": 64}
-"""Queries scored at once, by device type: on a CPU what fits a core's own memory is fastest; elsewhere 256."""
+"""How many queries are scored at once, by device type. On a CPU it is fastest when they fit a core's own memory;
+elsewhere it is 256."""
 
 
 # ---- the base model
 
 
 def streaming_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The base model's forward.
+    """Run a call of the base model.
 
-    Under `torch.compile` a step is part of the graph; other calls break it and run as they do without.
+    Under `torch.compile` a step becomes part of the graph. Other calls break the graph and run as they do without it.
     """
     if MARK not in model.__dict__:  # as `_lost_its_sinks`
         return call_plain(model, *args, **kwargs)
@@ -57,43 +58,46 @@ def _stream(model: nn.Module, given: dict[str, Any]) -> Any:
     cache = inputs.cache
     try:
         if cache is not None:
-            cache.begin()
-        output = _run_step(inputs, cache) if inputs.is_step else _run_chunks(inputs)
+            cache.stack.begin()
+        output = _run_step(inputs) if inputs.is_step else _run_chunks(inputs)
     except BaseException:
         if cache is not None:
-            cache.discard(inputs.columns)
+            cache.stack.discard(inputs.columns)
         raise
     output[CACHE] = cache if inputs.keep_cache else None
     return _returned(output, inputs.return_dict)
 
 
-_stream_outside_graph = torch.compiler.disable(_stream)
+_stream_outside_graph: Any = torch.compiler.disable(_stream)
 
 
 def _returned(output: BaseModelOutputWithPast, return_dict: bool) -> Any:
+    """Return `output` in the form that the caller asked for."""
     if not return_dict:
         return output.to_tuple()
     return output if BOTH_NAMES_BY_ITSELF else with_both_names(output)
 
 
-def _run_step(inputs: Inputs, cache: AttentionSinkKVCache) -> BaseModelOutputWithPast:
-    """One token per row: rotate the sinks, run the layers, which write in place, and count."""
-    table, counters = inputs.table, inputs.counters
+def _run_step(inputs: Inputs) -> BaseModelOutputWithPast:
+    """Feed one token per row: rotate the sinks, run the layers, which write in place, and count."""
+    cache, table, counters = inputs.cache, inputs.table, inputs.counters
+    assert cache is not None  # as `is_step` has checked
     if max(counters.seen) - min(counters.origin) >= 2 * (table.room + 1):
         counters = _rebased(cache, counters, 1, table)
-        cache.commit(counters, 0, None, inputs.device)
+        cache.stack.commit(counters, 0, None, inputs.device)
     active = None if inputs.real is None else inputs.real[:, 0]
     plans = [plan_token(counters, active, reach) for reach in table.distinct_reaches]
     bound = _bound(inputs.setup, cache, table, plans)
-    cache.rotate_sinks(bound.plan_of)
+    cache.stack.rotate_sinks(bound.plan_of)
     output = _call_base(inputs.setup.model, bound, inputs.arguments(slice(0, 1)))
-    cache.commit_step(inputs.real, inputs.device)
+    cache.stack.commit_step(inputs.real, inputs.device)
     return output
 
 
 def _run_chunks(inputs: Inputs) -> BaseModelOutputWithPast:
-    """Several tokens per row, or the first ones, in chunks; what the cache is to keep waits for the last."""
-    cache, table, counters, whole = inputs.cache, inputs.table, inputs.counters, None
+    """Feed several tokens per row, or the first ones, in chunks. The history of the cache moves after the last one."""
+    cache, table, counters = inputs.cache, inputs.table, inputs.counters
+    whole: BaseModelOutputWithPast | None = None
     block_size = QUERY_BLOCK.get(inputs.device.type, 256)
     for chunk in inputs.chunks(CHUNK_SIZE):
         counts, columns = inputs.counts(chunk), chunk.stop - chunk.start
@@ -104,28 +108,29 @@ def _run_chunks(inputs: Inputs) -> BaseModelOutputWithPast:
         whole = _joined(whole, output, chunk, inputs.columns)
         counters = counters.advance(counts)
     if cache is not None and inputs.keep_cache:
-        cache.commit(counters, inputs.columns, inputs.tokens, inputs.device)
+        cache.stack.commit(counters, inputs.columns, inputs.tokens, inputs.device)
+    assert whole is not None  # a call has at least one chunk
     return inputs.restore_order(whole)
 
 
 def _rebased(cache: AttentionSinkKVCache | None, counters: Counters, new_tokens: int, table: LayerTable) -> Counters:
-    """`counters` with origins moved along where `new_tokens` would lead too far from them, and the keys with them."""
+    """Return `counters` with origins moved on where `new_tokens` would lead too far from them, and rotate keys back."""
     shift = counters.shift_for(new_tokens, table.room)
     if cache is None or not any(shift):
         return counters
-    cache.rebase(shift)
+    cache.stack.rebase(shift, table.positions)
     return counters.rebase(shift)
 
 
-def _step_in_graph(model: nn.Module, given: dict[str, Any]) -> Any:
-    """One token per row, with counters that are tensors."""
+def _step_in_graph(model: Any, given: dict[str, Any]) -> Any:
+    """Feed one token per row, with counters that are tensors."""
     setup, cache = setup_of(model), given.pop(CACHE)
     return_dict = given.pop("return_dict", getattr(model.config, "return_dict", True)) is not False
     plans, given, active = plan_compiled_step(setup, cache, given)
     chosen = model.config._attn_implementation  # kernels for ragged rows do not fit a graph
     table = setup.layer_table(cache.settings)
     bound = _bound(setup, cache, table, plans, chosen if chosen in ("eager", "sdpa") else "eager")
-    cache.rotate_sinks(bound.plan_of)
+    cache.stack.rotate_sinks(bound.plan_of)
     cache.streams.device.step(active)
     cache.streams.ahead = True
     output = _call_base(model, bound, given)
@@ -140,8 +145,11 @@ def _bound(
     plans: Sequence[Plan],
     implementation: str | None = None,
 ) -> BoundCache:
+    """Return what stands in the place of `cache`. The default of `implementation` is what the user chose."""
     implementation = setup.model.config._attn_implementation if implementation is None else implementation
-    return (setup.architecture.bound_cache or BoundCache)(cache, table, plans, implementation)
+    assert implementation is not None  # Transformers chooses one when it makes a model
+    kind: type[BoundCache] = setup.architecture.bound_cache or BoundCache
+    return kind(cache, table, plans, implementation)
 
 
 def _call_base(model: nn.Module, bound: BoundCache, arguments: dict[str, Any]) -> BaseModelOutputWithPast:
@@ -151,13 +159,17 @@ def _call_base(model: nn.Module, bound: BoundCache, arguments: dict[str, Any]) -
     arguments["position_ids"] = bound.plans[0].cache_position.to(device)
     arguments["return_dict"] = True
     arguments[CACHE] = bound
-    return call_plain(model, **arguments)
+    output: BaseModelOutputWithPast = call_plain(model, **arguments)
+    return output
 
 
 def _joined(
     whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast, chunk: slice, columns: int
 ) -> BaseModelOutputWithPast:
-    """The output of the columns `chunk` written into that of the call, for which the first part makes room."""
+    """Write the output `part` of the columns `chunk` into that of the call, and return the latter.
+
+    The first part makes room for the others.
+    """
     if chunk == slice(0, columns):
         return part
     known = {"last_hidden_state", "hidden_states", CACHE}
@@ -177,13 +189,14 @@ def _joined(
 
 
 def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
-    return [output.last_hidden_state, *(output.get("hidden_states") or ())]
+    """Return everything in `output` that has columns."""
+    return [output["last_hidden_state"], *(output.get("hidden_states") or ())]
 
 
-# ---- what stands around it and in it
+# ---- the models around the base model, and its modules
 
 
-def call_plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def call_plain(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Run what `module` would run without attention sinks."""
     own = module.__dict__.get(OWN_FORWARD)
     if own is not None:
@@ -197,10 +210,10 @@ def _lost_its_sinks(module: nn.Module) -> bool:
 
 
 def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The forward of a model around the decoder: it hands the caller's 2D mask and positions through.
+    """Run the forward of a multimodal model around the decoder, such that the caller's mask and positions get through.
 
-    The wrapped forward takes this mask for masks that are ready. Its own positions would follow from the length of the
-    cache, or from what the module keeps of its last call, so it gets placeholders.
+    They travel as a dict in the place of the mask, which the model takes for masks that are ready. Positions that the
+    model made itself would follow from the length of the cache, or from its last call, so it gets placeholders.
     """
     if _lost_its_sinks(module):
         return call_plain(module, *args, **kwargs)
@@ -214,21 +227,21 @@ def wrapper_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def named_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The forward of a model around the base model: the cache by either name, in the call and in the output."""
+    """Run the forward of a model around the base model, with the cache by either name in arguments and output."""
     kwargs = with_cache_named(kwargs) if OTHER_CACHE_NAME in kwargs else kwargs
     output = call_plain(model, *args, **kwargs)
     return output if BOTH_NAMES_BY_ITSELF else with_both_names(output)
 
 
 def rotary_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Nothing: attention takes its cosines and sines from the call, for which positions alone are not enough."""
+    """Do nothing. Attention takes cosines and sines from its plan, since they do not follow from positions alone."""
     if not hasattr(type(module), "_plain_class"):  # as `_lost_its_sinks`
         return call_plain(module, *args, **kwargs)
     return None
 
 
-def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """An attention module's own forward, with the call's positions and the call's cache."""
+def attention_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run an attention module's own forward with the plan of its layer."""
     bound = kwargs.get(CACHE)
     name = CACHE
     if not isinstance(bound, BoundCache):
@@ -254,8 +267,8 @@ def attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return call_plain(module, *args, **kwargs)
 
 
-def written_out_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """In place of an attention module that does not use the attention interface: the function of its architecture."""
+def written_out_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the function that an architecture has in place of the forward of its attention modules."""
     if _lost_its_sinks(module):
         return call_plain(module, *args, **kwargs)
     given = named_arguments(type(module), args, kwargs)
@@ -266,6 +279,6 @@ def written_out_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return type(module)._written_out(module, cache=bound, layer=layer, **given)
 
 
-def takes_position_embeddings(attention: type) -> bool:
-    """Whether attention modules of the class `attention` are handed cosines and sines."""
+def takes_position_embeddings(attention: type[nn.Module]) -> bool:
+    """Return whether attention modules of the class `attention` are handed cosines and sines."""
     return "position_embeddings" in parameter_names(attention)

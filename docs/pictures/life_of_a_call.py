@@ -24,7 +24,7 @@ def picture() -> str:
     _arrow(sheet, 424, 444)
     _step(sheet, 444, "Store", "the layer of the cache takes the new keys and returns those to attend to", WINDOW)
     _arrow(sheet, 504, 524)
-    _step(sheet, 524, "Attend", "one token: over the ring in place. Several: in blocks of queries", WINDOW)
+    _step(sheet, 524, "Attend", "one token: over the ring in place. Several: in query blocks", WINDOW)
     _arrow(sheet, 592, 0, end=664)
     _step(sheet, 664, "Commit", "the counters advance; if anything failed, all is as it was before the call", SINK)
     _arrow(sheet, 724, 744)

@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 
+from attention_sinks import versions
 from benchmark.speed import frames
 from benchmark.speed.contenders import Dense, StaticCompiled, random_tokens
 from benchmark.speed.shapes import build_shape
@@ -77,6 +78,14 @@ def test_overhead_is_a_ratio_to_plain_transformers(restored_threads, tmp_path):
     assert all(float(row["low_ms"]) <= float(row["median_ms"]) <= float(row["high_ms"]) for row in rows)
     assert all(float(row["ratio"]) > 0 for row in rows) and float(rows[1]["ratio"]) == 1
     assert {(row["rounds"], row["steps"], row["layers"]) for row in rows} == {("1", "3", "2")}
+
+
+@pytest.mark.skipif(not versions.BOTH_NAMES_BY_ITSELF, reason="older outputs need frames to answer to both names")
+def test_a_token_takes_a_short_path():
+    """What a reader must follow from `generate` to attention and back; comprehensions count as frames until 3.12."""
+    tokens = [frames.counts(token) for token in frames.count_frames(layers=2)]
+    typical = sorted(tokens, key=lambda count: count["frames"])[len(tokens) // 2]
+    assert typical["frames"] <= 90 and typical["files"] <= 12
 
 
 def test_frames_of_this_package_are_counted_the_same_in_every_run():

@@ -10,8 +10,19 @@ import transformers
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits
-from support.contract import layout, left_padded, stream_rows
-from support.helpers import S, W, assert_close, cut, random_ids, storage_bytes, stream, tensors_of, tiny_llama
+from support.contract import left_padded, pattern, stream_rows
+from support.helpers import (
+    S,
+    W,
+    assert_close,
+    cut,
+    random_ids,
+    storage_bytes,
+    storages_of,
+    stored_bytes,
+    stream,
+    tiny_llama,
+)
 
 
 def test_is_a_transformers_cache(model):
@@ -67,7 +78,7 @@ def test_nbytes_is_the_formula_and_the_storage(heads, rows, sinks, window, dtype
     _, cache = stream(inject_attention_sinks(plain, sinks, window), random_ids(rows, 50), [20, 30])
     numbers_per_head = (sinks + window + 1) * (24 + 24) + sinks * 24
     keys_and_values = 2 * rows * heads * numbers_per_head * dtype.itemsize
-    assert cache.nbytes == storage_bytes(tensors_of(cache))
+    assert cache.nbytes == stored_bytes(cache)
     counters = cache.nbytes - keys_and_values
     assert 0 <= counters <= 64 * (rows + 2), f"{counters} bytes beside keys and values"
 
@@ -97,7 +108,7 @@ def test_twenty_thousand_tokens_allocate_nothing_that_stays():
                 model(ids[:, t : t + 1], cache=cache)
 
     feed(100, 1_000)
-    places = sorted(tensor.data_ptr() for tensor in tensors_of(cache))
+    places = storages_of(cache)
     tensor_bytes, objects = live_tensor_bytes(), len(gc.get_objects())
     feed(1_000, 18_000)
     assert live_tensor_bytes() <= tensor_bytes
@@ -111,7 +122,7 @@ def test_twenty_thousand_tokens_allocate_nothing_that_stays():
     growth = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert growth < 25_000, f"{growth} bytes for 1,000 tokens"  # free lists move by some thousands
-    assert sorted(tensor.data_ptr() for tensor in tensors_of(cache)) == places
+    assert storages_of(cache) == places
     assert cache.tokens_seen.tolist() == [20_000]
 
 
@@ -149,7 +160,7 @@ def test_rows_take_their_streams_along(model, way, filled):
     _, cache = stream_rows(model, starts, [left_padded(filled)])
     rearrange(cache)
     assert cache.tokens_seen.tolist() == [filled[s] for s in sources]
-    assert cache.nbytes == storage_bytes(tensors_of(cache))
+    assert cache.nbytes == stored_bytes(cache)
     rests = [random_ids(50, seed=10 + r) for r in range(len(sources))]
     logits, _ = stream_rows(
         model, rests, [left_padded([30] * len(rests))] + [left_padded([1] * len(rests))] * 20, cache
@@ -203,7 +214,7 @@ def test_one_setting_given_the_other_is_the_models(model):
 
 def test_a_row_of_padding_alone_waits(model):
     rows = [random_ids(40), random_ids(20, seed=1)]
-    shapes = [layout("x" * 19, "." * 19), layout("x", "x"), layout("x" * 20, "." + "x" * 19)]
+    shapes = [pattern("x" * 19, "." * 19), pattern("x", "x"), pattern("x" * 20, "." + "x" * 19)]
     logits, cache = stream_rows(model, rows, shapes)
     for row, row_logits in zip(rows, logits, strict=True):
         assert_close(row_logits, naive_logits(tiny_llama(), row, S, W))

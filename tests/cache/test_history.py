@@ -3,34 +3,34 @@
 import pytest
 import torch
 
-from attention_sinks.cache.history import RECORDED_COLUMNS, History
-from support.plans import rows_at
+from attention_sinks.cache.stream_state import RECORDED_COLUMNS, History
+from support.plans import counters_at
 
 ROOM = 6  # two sinks, a window of three and the current token: so many slots
 REAL = torch.tensor([[False, True, True], [True, True, True]])
 
 
 class Fed:
-    """A history and the rows it belongs to, fed call by call."""
+    """A history and the counters it belongs to, fed call by call."""
 
     def __init__(self, batch_size=1):
-        self.rows, self.history = rows_at(*[0] * batch_size), History.empty(batch_size, ROOM)
+        self.counters, self.history = counters_at(*[0] * batch_size), History.empty(batch_size, ROOM)
 
     def feed(self, columns, real=None, recording=False):
-        counts = (columns,) * len(self.rows) if real is None else tuple(real.sum(1).tolist())
-        after = self.rows.advance(counts)
-        self.history = self.history.advance(self.rows, after, columns, real, recording)
-        self.rows = after
+        counts = (columns,) * len(self.counters) if real is None else tuple(real.sum(1).tolist())
+        after = self.counters.advance(counts)
+        self.history = self.history.advance(self.counters, after, columns, real, recording)
+        self.counters = after
         return self
 
     def take_back(self, columns):
-        self.rows = self.rows.back(self.history.count(columns), ROOM - 1)
-        self.history = self.history.back(self.rows, columns)
+        self.counters = self.counters.back(self.history.count(columns), ROOM - 1)
+        self.history = self.history.back(self.counters, columns)
         return self
 
     @property
     def available(self):
-        return self.history.available(self.rows)
+        return self.history.available(self.counters)
 
 
 def test_nothing_was_fed():
@@ -55,8 +55,8 @@ def test_newer_columns_count_first():
 
 def test_columns_that_nobody_noted_are_forgotten():
     """Ten columns were fed in compiled steps, which remember the newest three."""
-    rows = rows_at(0, 0)
-    history = History.empty(2, ROOM).advance(rows, rows.advance((9, 10)), 10, REAL, False)
+    counters = counters_at(0, 0)
+    history = History.empty(2, ROOM).advance(counters, counters.advance((9, 10)), 10, REAL, False)
     assert history.length == 3 and history.count(3) == (2, 3)
 
 
@@ -97,7 +97,7 @@ def test_padding_can_always_be_taken_back():
 
 def test_the_row_with_least_decides():
     fed = Fed(2).feed(5).feed(4, torch.tensor([[True] * 4, [False] * 4]))
-    assert fed.rows == rows_at(9, 5)
+    assert fed.counters == counters_at(9, 5)
     assert fed.available == 1
 
 
@@ -105,18 +105,18 @@ def test_back_forgets_the_columns():
     fed = Fed(2).feed(3, REAL).feed(2).take_back(2)
     assert fed.history.length == 3
     assert fed.history.count(3) == (2, 3)
-    assert fed.rows == rows_at(2, 3)
+    assert fed.counters == counters_at(2, 3)
 
 
 def test_back_within_the_room_frees_the_whole_stream():
     """A recorded stream that has come back to a few tokens holds all of them."""
     fed = Fed().feed(5).feed(20, recording=True).take_back(21)
-    assert fed.rows == rows_at(4) and fed.available == 4
+    assert fed.counters == counters_at(4) and fed.available == 4
 
 
 def test_a_call_that_broke_off_has_written_over_the_spare_slot():
     fed = Fed().feed(10)
-    assert fed.history.without_evicted(fed.rows).available(fed.rows) == 0
+    assert fed.history.without_evicted(fed.counters).available(fed.counters) == 0
 
 
 def test_select_takes_rows_with_their_columns():

@@ -11,9 +11,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from attention_sinks.cache.history import COMMITTED_COLUMNS, RECORDED_COLUMNS
+from attention_sinks.cache.stream_state import COMMITTED_COLUMNS, RECORDED_COLUMNS
 from references.naive import naive_logits
-from support.contract import layout, left_padded, stream_rows
+from support.contract import left_padded, pattern, stream_rows
 from support.helpers import (
     BAD,
     S,
@@ -25,9 +25,8 @@ from support.helpers import (
     random_ids,
     refused,
     state_of,
-    storage_bytes,
+    stored_bytes,
     stream,
-    tensors_of,
     tiny_llama,
 )
 
@@ -95,11 +94,11 @@ def test_other_sizes_of_sinks_and_window(model, sizes):
 
 
 def test_back_over_several_rebases_and_forth_again(model):
-    """Far enough for the base of the positions to move several times, down and up."""
+    """Far enough for the origin of the positions to move several times, down and up."""
     ids, cache = random_ids(10), recording(model)
     stream(model, ids[None], cache=cache)
-    for turn in range(12):
-        new = random_ids(90, seed=turn)
+    for seed in range(12):
+        new = random_ids(90, seed=seed)
         stream(model, new[None], cut(90, [1, 17]), cache)
         cache.crop(-75)
         ids = torch.cat([ids, new[:15]])
@@ -179,7 +178,7 @@ def test_the_log_is_bounded(calls):
     for part in ids[:, 60:].split(980, dim=1):
         stream(model, part, cut(part.shape[1], calls), cache)
         sizes.append(cache.nbytes)
-        assert cache.nbytes == storage_bytes(tensors_of(cache))
+        assert cache.nbytes == stored_bytes(cache)
     assert max(sizes[1:]) < (3 * RECORDED_COLUMNS + ROOM) * 1.5 * per_token
     assert sizes[2] <= sizes[1]
     kept = returnable(cache)
@@ -219,7 +218,7 @@ def test_recording_switched_off_by_transformers(model):
 
 def test_padding_columns_are_taken_back_as_columns(model):
     """Rows lose what they brought in those columns, which for a row may be nothing."""
-    shapes = [left_padded([40, 3]), layout("xxxx..x", "...xx.."), layout("x", "."), layout(".", "x")]
+    shapes = [left_padded([40, 3]), pattern("xxxx..x", "...xx.."), pattern("x", "."), pattern(".", "x")]
     counts = sum(shape.sum(1) for shape in shapes).tolist()
     rows = [random_ids(count, seed=r) for r, count in enumerate(counts)]
     columns = torch.cat(shapes, dim=1)
@@ -245,7 +244,7 @@ def test_the_fullest_row_limits_the_batch(model):
 def test_an_idle_row_keeps_its_free_token(model):
     """Columns that hold no token of a row leave its ring alone, in single steps and in blocks."""
     rows = [random_ids(47), random_ids(40, seed=1)]
-    shapes = [left_padded([40, 40]), layout("xxx", "..."), layout("x", "."), layout("xxx", "...")]
+    shapes = [left_padded([40, 40]), pattern("xxx", "..."), pattern("x", "."), pattern("xxx", "...")]
     _, cache = stream_rows(model, rows, shapes)
     cache.batch_select_indices(torch.tensor([1]))
     assert returnable(cache) == 8
@@ -258,10 +257,10 @@ def test_an_idle_row_keeps_its_free_token(model):
 
 def test_rows_take_their_log_along(model):
     starts = [random_ids(70), random_ids(30, seed=1)]
-    shapes = [left_padded([40, 2]), left_padded([25, 25]), *[layout("x", "x")] * 3, left_padded([2, 0])]
+    shapes = [left_padded([40, 2]), left_padded([25, 25]), *[pattern("x", "x")] * 3, left_padded([2, 0])]
     _, cache = stream_rows(model, starts, shapes, recording(model))
     cache.reorder_cache(torch.tensor([1, 0, 0]))
-    assert cache.nbytes == storage_bytes(tensors_of(cache))
+    assert cache.nbytes == stored_bytes(cache)
     cache.crop(-20)
     for row, (source, t) in enumerate([(1, 12), (0, 50), (0, 50)]):
         single = copy.deepcopy(cache)
@@ -351,7 +350,7 @@ def test_inference_mode_and_plain_calls_share_one_log(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_goes_back_bit_for_bit_where_nothing_is_turned(dtype):
+def test_half_precision_goes_back_bit_for_bit_where_nothing_is_rotated(dtype):
     model = inject_attention_sinks(tiny_llama().to(dtype), S, W)
     ids = random_ids(1, 64)
     _, cache = stream(model, ids[:, :40], cache=recording(model))
@@ -378,7 +377,7 @@ def test_like_transformers_own_cache_while_nothing_is_evicted(model):
 
 @st.composite
 def histories(draw):
-    """Feeds, with padding anywhere, and crops; ("feed", layout [rows, columns]) or ("crop", share of what is kept)."""
+    """Feeds, with padding anywhere, and crops; ("feed", pattern [rows, columns]) or ("crop", share of what is kept)."""
     rows = draw(st.integers(1, 3))
     history = []
     for _ in range(draw(st.integers(2, 8))):
@@ -403,7 +402,7 @@ def assert_history_leaves_no_trace(prefill, s, w, rows, history, start_recording
     if start_recording:
         cache.activate_past_recording()
     pool = [random_ids(3000, seed=r) for r in range(rows)]
-    fed, calls = [0] * rows, []  # a call: its layout and the ids of its columns
+    fed, calls = [0] * rows, []  # a call: its pattern and the ids of its columns
     for kind, what in history:
         if kind == "feed":
             ids = torch.stack([pool[r][fed[r] :][: what.shape[1]] for r in range(rows)])
@@ -434,7 +433,7 @@ def assert_history_leaves_no_trace(prefill, s, w, rows, history, start_recording
     for length in (1, 9):
         expected, _ = stream(model, probe, cut(40, [length]), copy.deepcopy(fresh))
         assert_close(stream(model, probe, cut(40, [length]), copy.deepcopy(cache))[0], expected)
-    assert cache.nbytes == storage_bytes(tensors_of(cache))
+    assert cache.nbytes == stored_bytes(cache)
 
 
 @given(st.integers(0, 6), st.integers(1, 14), histories(), st.booleans())

@@ -15,19 +15,8 @@ from safetensors.torch import save_file
 import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from attention_sinks.cache.storage import read_file, write_file
-from support.contract import layout, left_padded, stream_rows
-from support.helpers import (
-    S,
-    W,
-    assert_same_state,
-    random_ids,
-    refused,
-    state_of,
-    storage_bytes,
-    stream,
-    tensors_of,
-    tiny_llama,
-)
+from support.contract import left_padded, pattern, stream_rows
+from support.helpers import S, W, assert_same_state, random_ids, refused, state_of, stored_bytes, stream, tiny_llama
 
 pytestmark = pytest.mark.newest
 
@@ -64,7 +53,7 @@ def test_going_on_after_a_load_is_never_having_stopped(path, dtype, filled):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_that_differ(path, dtype):
     model = inject_attention_sinks(tiny_llama().to(dtype), S, W)
-    shapes = [left_padded([90, 20, 3]), layout("x", ".", "x"), layout("xx.", "xxx", "...")]
+    shapes = [left_padded([90, 20, 3]), pattern("x", ".", "x"), pattern("xx.", "xxx", "...")]
     counts = sum(shape.sum(1) for shape in shapes).tolist()
     _, cache = stream_rows(model, [random_ids(count, seed=r) for r, count in enumerate(counts)], shapes)
     cache.save(path)
@@ -108,7 +97,7 @@ def test_a_loaded_cache_owns_its_memory(path, model):
     _, cache = stream(model, random_ids(1, 60))
     cache.save(path)
     first, second = (AttentionSinkKVCache.load(path, model) for _ in range(2))
-    assert first.nbytes == cache.nbytes == storage_bytes(tensors_of(first))
+    assert first.nbytes == cache.nbytes == stored_bytes(first)
     stream(model, random_ids(1, 60, seed=1), [1] * 60, first)
     cache.save(path)
     path.unlink()
@@ -139,7 +128,7 @@ def test_the_one_free_token_can_still_be_taken_back(path, model):
 
 
 def test_padding_that_can_be_taken_back_is_saved(path, model):
-    _, cache = stream_rows(model, [random_ids(9), random_ids(4, seed=1)], [left_padded([6, 3]), layout("xxx", ".x.")])
+    _, cache = stream_rows(model, [random_ids(9), random_ids(4, seed=1)], [left_padded([6, 3]), pattern("xxx", ".x.")])
     cache.save(path)
     loaded = AttentionSinkKVCache.load(path, model)
     for one in (cache, loaded):

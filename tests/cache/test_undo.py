@@ -2,7 +2,7 @@
 
 import torch
 
-from attention_sinks.cache.history import RECORDED_COLUMNS
+from attention_sinks.cache.stream_state import RECORDED_COLUMNS
 from attention_sinks.cache.undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 from support.plans import RING, block_plan, slot, token_plan
 

@@ -1,12 +1,13 @@
 """README, CONTRIBUTING and docs/: every Python block runs, every link leads somewhere, the README stays short."""
 
 import re
-from functools import partial
+from functools import cache, partial
 from unittest import mock
 
 import pytest
 import torch
 
+import attention_sinks
 from support.gguf_files import write_gguf
 from support.helpers import tiny_llama
 from support.pages import PAGES, README, blocks, page_text, python_blocks, save_tiny_checkpoint
@@ -74,10 +75,88 @@ def test_files_that_are_named_exist(page):
     assert not missing, f"{page} names {', '.join(sorted(missing))}"
 
 
+MAP = "docs/contributing.md"
+OF_THE_CODE = (MAP, "docs/glossary.md", "docs/how-it-works.md")
+"""Pages that explain the code by its names."""
+
+MODULE_TABLE = re.compile(r"^### `([\w/]+/)`\n(.*?)(?=^##)", flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_map_lists_every_module():
+    """`__init__.py` may be left out."""
+    listed = [
+        folder + file
+        for folder, text in MODULE_TABLE.findall(page_text(MAP))
+        for cell in re.findall(r"^\| (`.+?) \|", text, flags=re.MULTILINE)
+        for file in re.findall(r"`([^`]+)`", cell)
+    ]
+    assert len(listed) == len(set(listed))
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "attention_sinks").rglob("*.py")}
+    assert set(listed) <= modules, f"{MAP} lists {', '.join(sorted(set(listed) - modules))}"
+    missing = {path for path in modules - set(listed) if not path.endswith("/__init__.py")}
+    assert not missing, f"{MAP} does not list {', '.join(sorted(missing))}"
+
+
+@pytest.mark.parametrize("page", OF_THE_CODE)
+def test_names_of_the_code_exist(page):
+    text = re.sub(r"```.*?```", "", page_text(page), flags=re.DOTALL)
+    names = {name for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", text) if not name.endswith(FILES)}
+    words = {part for name in names for part in name.split(".")} - PRETEND
+    missing = words - _words_of_the_code()
+    assert not missing, f"{page} names {', '.join(sorted(missing))}, which no code has"
+
+
+FILES = (".py", ".md", ".svg", ".txt")
+PRETEND = {"new_type"}
+"""What a tutorial makes up."""
+
+
+@cache
+def _words_of_the_code():
+    files = (path for folder in ("attention_sinks", "benchmark", "tests") for path in (ROOT / folder).rglob("*.py"))
+    return {word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+
+
+def test_the_glossary_is_in_order_and_has_each_word_once():
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", page_text("docs/glossary.md"), flags=re.MULTILINE)
+    assert len(words) > 60
+    assert words == sorted(words, key=str.lower)
+    each = [word for entry in words for word in entry.split(", ")]
+    assert len(each) == len(set(each))
+
+
 def _anchors(path):
     """The anchors of a page's headings, as code hosts and MkDocs make them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_page_on_the_api_has_every_public_name():
+    text = page_text("docs/api.md")
+    families = tuple(re.findall(r"`(\w+)\*`", text))
+    missing = [name for name in attention_sinks.__all__ if not re.search(rf"\b{name}\b", text)]
+    missing = [name for name in missing if not name.startswith(families)]
+    assert not missing, f"docs/api.md does not have {', '.join(missing)}"
+
+
+@pytest.mark.parametrize(
+    ("page", "folders", "suffixes"),
+    [
+        ("benchmark/README.md", ("data", "lib", "quality", "scripts", "speed"), (".py", ".sh")),
+        ("tests/README.md", ("support",), (".py",)),
+        (MAP, ("../demo",), (".py",)),
+    ],
+)
+def test_every_script_and_helper_is_listed(page, folders, suffixes):
+    named = set(re.findall(r"([\w-]+\.(?:py|sh))`", page_text(page)))
+    files = {path for folder in folders for path in ((ROOT / page).parent / folder).iterdir()}
+    wanted = {path.name for path in files if path.suffix in suffixes and path.name != "__init__.py"}
+    assert wanted and not wanted - named, f"{page} does not list {', '.join(sorted(wanted - named))}"
+
+
+def test_every_folder_of_the_tests_is_listed():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("*.py"))}
+    assert folders <= set(re.findall(r"`(\w+)/`", page_text("tests/README.md")))
 
 
 def test_every_page_is_in_the_navigation():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from attention_sinks import contrastive_search, inject_attention_sinks
 from references.naive import naive_stream
@@ -70,6 +71,21 @@ def test_rows_end_one_by_one(model):
     assert torch.equal(ended.sequences[0, : 20 + made], free[0, : 20 + made])
     assert ended.sequences[0, 20 + made :].eq(0).all()
     assert ended.cache.tokens_seen.tolist() == [20 + made, 50]
+
+
+def test_a_row_that_ends_without_a_padding_token_goes_on_beside_the_others(model):
+    """As in the loops of Transformers, a row is padded only when there is a token to pad with."""
+    prompt = random_ids(2, 20)
+    free = search(model, prompt, max_new_tokens=10)
+
+    class FirstRow(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.tensor([input_ids.shape[1] >= 24, False])
+
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
+    ended = search(model, prompt, max_new_tokens=10, stopping_criteria=StoppingCriteriaList([FirstRow()]))
+    assert ended.shape == free.shape
+    assert torch.equal(ended[0, :24], free[0, :24]) and torch.equal(ended[1], free[1])
 
 
 def test_the_returned_cache_holds_every_token(model):

@@ -7,7 +7,7 @@ from references.golden_cases import every_subject, fits, streaming
 
 def generated(case, implementation, prefill):
     model = streaming(case, implementation, prefill)
-    # MPT's config turns the cache off; the recordings were made with one.
+    # MPT's config switches the cache off; the recordings were made with one.
     return model.generate(case.ids, max_new_tokens=case.new_tokens, do_sample=False, use_cache=True)[0]
 
 

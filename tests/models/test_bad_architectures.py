@@ -135,6 +135,23 @@ def test_flash_attention_in_a_class_of_its_own(model_type, instead):
     )
 
 
+@pytest.mark.parametrize("model_type", ["bloom", "mpt"])
+def test_steps_with_a_bias_do_not_run_flash_kernels(model_type):
+    """These kernels take no bias, so a step attends as it does under SDPA, also where rows differ."""
+    model = inject_attention_sinks(animal_of(model_type).build(), S, W)
+    rows = random_ids(2, 30).clamp(min=1)
+    mask = torch.ones_like(rows)
+    mask[1, :20] = 0
+    found = []
+    for implementation in ("sdpa", "flash_attention_2"):
+        model.config._attn_implementation = implementation
+        cache = AttentionSinkKVCache(model)
+        with torch.no_grad():
+            model(rows[:, :25], attention_mask=mask[:, :25], cache=cache)
+            found.append(torch.cat([model(rows[:, t : t + 1], cache=cache).logits for t in range(25, 30)]))
+    assert_close(*found)
+
+
 def test_falcon_without_alibi_takes_eager_attention():
     animal = animal_of("falcon", "rope halves")
     model = inject_attention_sinks(animal.build("eager"), S, W)

@@ -16,7 +16,7 @@ from attention_sinks.models.unsupported import UNSUPPORTED
 from attention_sinks.versions import NEWEST_TRANSFORMERS, SINCE
 from support.helpers import refused
 from support.paths import ROOT
-from support.zoo import ROWS, ZOO
+from support.zoo import ENTRIES, ZOO
 
 pytestmark = pytest.mark.newest
 
@@ -56,7 +56,7 @@ def test_every_supported_type_has_a_tiny_model():
     tested = {animal.model_type: animal.auto for animal in ZOO}
     assert {name for name, auto in tested.items() if auto is AutoModelForCausalLM} == set(supported_model_types())
     assert set(WRAPPERS) & set(CONFIG_MAPPING) - set(SINCE) <= set(tested)
-    assert not {animal.model_type for animal in ROWS if animal not in ZOO} & set(CONFIG_MAPPING) - set(SINCE)
+    assert not {animal.model_type for animal in ENTRIES if animal not in ZOO} & set(CONFIG_MAPPING) - set(SINCE)
 
 
 @pytest.mark.parametrize("model_type", sorted(set(UNSUPPORTED) & KNOWN))
@@ -89,4 +89,4 @@ def test_an_unknown_type_gets_close_matches_and_the_way_to_add_it():
     config = AutoConfig.for_model("llama")
     config.model_type = "lama"
     message = refused(NotImplementedError, lambda: architecture_of(config), "lama", "llama")
-    assert "add a row" in message
+    assert "add an entry" in message

@@ -1,7 +1,7 @@
-"""A call of several tokens per row. Two sinks and a window of three; what a query sees is written as stream positions.
+"""A block: several new tokens per row. Two sinks and a window of three; stream positions say what a query sees.
 
-The key layout of a call is the sinks, the window before the call from old to new, and the new columns. Without a past
-it is the new columns.
+The key layout of a block is the sinks, the window before it from old to new, and the new columns. Without a past it is
+the new columns.
 """
 
 import pytest
@@ -41,18 +41,18 @@ def test_a_first_call_longer_than_the_cache():
 
 
 def test_what_is_kept_goes_where_steps_would_have_put_it():
-    """The slots hold 0 1 | 6 7 4 5 after eight tokens; in a first call the layout's columns are the tokens."""
+    """The slots hold 0 1 | 6 7 4 5 after eight tokens. In a first call, token t has place t in the key layout."""
     assert block_plan(0, new=[8]).kept.tolist() == [[0, 1, 6, 7, 4, 5]]
 
 
-def test_slots_that_nothing_goes_to_take_column_0():
+def test_slots_that_nothing_goes_to_take_place_0():
     assert block_plan(0, new=[4]).kept.tolist() == [[0, 1, 2, 3, 0, 0]]
 
 
 # ---- calls with a past
 
 
-def test_the_layout_of_a_call_with_a_past():
+def test_the_key_layout_of_a_call_with_a_past():
     """Seven tokens were fed: the slots hold 0 1 | 6 3 4 5, of which the window before token 7 is 4, 5 and 6."""
     plan = block_plan(7, new=[3])
     assert plan.tokens.tolist() == [[0, 1, 4, 5, 6, 7, 8, 9]]
@@ -63,7 +63,7 @@ def test_the_layout_of_a_call_with_a_past():
 
 
 def test_what_is_kept_of_past_and_new():
-    """Afterwards the slots hold 0 1 | 6 7 8 9: columns 0, 1 and 4 to 7 of the layout."""
+    """Afterwards the slots hold 0 1 | 6 7 8 9, which lie at the places 0, 1 and 4 to 7 of the key layout."""
     assert block_plan(7, new=[3]).kept.tolist() == [[0, 1, 4, 5, 6, 7]]
 
 
@@ -85,7 +85,7 @@ def test_a_sink_among_the_new_tokens():
     """One token was fed, so the second sink is the first new column, behind the places of sinks and window."""
     plan = block_plan(1, new=[2])
     assert plan.tokens.tolist() == [[0, 1, -2, -1, 0, 1, 2]]
-    assert plan.filled.tolist() == [0, 5, 6]  # column 1 is kept for a sink that is not cached yet
+    assert plan.filled.tolist() == [0, 5, 6]  # place 1 is kept for a sink that is not cached yet
     assert plan.sinks.tolist() == [[0, 5]]
     assert plan.kept.tolist() == [[0, 5, 6, 0, 0, 0]]
     assert visible_tokens(plan) == [[0, 1], [0, 1, 2]]
@@ -102,7 +102,7 @@ def test_padding_is_on_the_left():
     assert plan.cache_position.tolist() == [[0, 1, 2], [0, 0, 0]]
     assert visible_tokens(plan, row=0) == [[0], [0, 1], [0, 1, 2]]
     assert visible_tokens(plan, row=1) == [[], [], [0]]
-    assert plan.sinks.tolist() == [[0, 1], [2, 0]]  # row 1 has its first sink in column 2 and no second one yet
+    assert plan.sinks.tolist() == [[0, 1], [2, 0]]  # row 1 has its first sink at place 2 and no second one yet
 
 
 def test_padding_between_past_and_new():
@@ -113,8 +113,8 @@ def test_padding_between_past_and_new():
     assert plan.kept[1].tolist() == [0, 1, 4, 7, 2, 3]  # the slots hold 0 1 | 6 7 4 5
 
 
-def test_columns_that_any_row_fills():
-    """Row 1 has one cached token where row 0 has five; the layout is as wide as for row 0."""
+def test_places_that_any_row_fills():
+    """Row 1 has one cached token where row 0 has five; the key layout is as wide as for row 0."""
     plan = block_plan(7, 1, new=[2, 2])
     assert plan.tokens.tolist() == [[0, 1, 4, 5, 6, 7, 8], [0, 1, -2, -1, 0, 1, 2]]
     assert plan.filled.tolist() == [0, 1, 2, 3, 4, 5, 6]
@@ -161,23 +161,23 @@ def test_chunked_queries_see_nothing_before_their_chunk():
 # ---- query blocks
 
 
-def test_blocks_of_queries_read_few_keys():
-    """Two queries at a time; the keys of a block start W columns before its first query."""
-    blocks = block_plan(0, new=[8], block_size=2).blocks
+def test_query_blocks_read_few_keys():
+    """Two queries at a time; the keys of a query block start W places before its first query."""
+    blocks = block_plan(0, new=[8], block_size=2).query_blocks
     assert [(block.queries.start, block.queries.stop) for block in blocks] == [(0, 2), (2, 4), (4, 6), (6, 8)]
     assert [(block.keys.start, block.keys.stop) for block in blocks] == [(0, 2), (0, 4), (1, 6), (3, 8)]
     assert blocks[3].bias.shape == (1, 1, 1, 2, 5) and blocks[3].sink_bias.shape == (1, 1, 1, 2, 2)
 
 
-def test_blocks_after_a_past():
-    """The layout is 2 sinks, 3 of the window, 5 new: a block's keys start W before its first query, sinks left out."""
-    blocks = block_plan(7, new=[5], block_size=2).blocks
+def test_query_blocks_after_a_past():
+    """The key layout is 2 sinks, 3 of the window, 5 new. Keys start W before the first query, without sinks."""
+    blocks = block_plan(7, new=[5], block_size=2).query_blocks
     assert [(block.keys.start, block.keys.stop) for block in blocks] == [(2, 7), (4, 9), (6, 10)]
 
 
 @pytest.mark.parametrize("reach", [RING, DENSE, CHUNKED], ids=["streaming", "dense", "chunked"])
 @pytest.mark.parametrize("seen, new", [((0,), [8]), ((7,), [5]), ((1,), [6]), ((7, 2), [5, 3])])
-def test_the_size_of_blocks_does_not_matter(seen, new, reach):
+def test_the_size_of_query_blocks_does_not_matter(seen, new, reach):
     whole = block_plan(*seen, new=new, reach=reach)
     for block_size in (1, 2, 3):
         plan = block_plan(*seen, new=new, reach=reach, block_size=block_size)

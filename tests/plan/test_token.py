@@ -85,7 +85,7 @@ def test_no_mask_where_every_row_is_full():
 def test_a_row_may_sit_out():
     plan = token_plan(9, 9, active=[True, False])
     assert plan.active.tolist() == [True, False]
-    assert plan.slot.tolist() == [5, 5]  # rows in one standing, yet each writes for itself
+    assert plan.slot.tolist() == [5, 5]  # the rows agree, yet each writes for itself
 
 
 @pytest.mark.parametrize("seen, visible", [(3, [1, 1, 1, 1]), (4, [1, 0, 0, 0]), (6, [1, 1, 1, 0]), (7, [1, 1, 1, 1])])

@@ -56,9 +56,9 @@ def test_every_architecture_streams_by_either_name(animal):
         cache = AttentionSinkKVCache(model)
         with torch.no_grad():
             outputs = [model(ids, **{name: cache}) for ids in (IDS[:, :20], IDS[:, 20:21], IDS[:, 21:])]
-            base = model.base_model(input_ids=IDS[:, :1], **{name: (fork := copy.deepcopy(cache))})
+            output = model.base_model(input_ids=IDS[:, :1], **{name: (fork := copy.deepcopy(cache))})
         assert cache.get_seq_length() == 30
-        assert_answers_to_both(base, fork)
+        assert_answers_to_both(output, fork)
         for output in outputs:
             assert_answers_to_both(output, cache)
         found.append(torch.cat([output.logits for output in outputs], dim=1))
@@ -72,8 +72,8 @@ def test_the_base_model_and_other_heads(name, model_class):
     cache = AttentionSinkKVCache(model)
     with torch.no_grad():
         assert_answers_to_both(model(IDS, **{name: cache}), cache)
-        base = model.base_model(IDS[:, :1], **{name: cache})
-    assert_answers_to_both(base, cache)
+        output = model.base_model(IDS[:, :1], **{name: cache})
+    assert_answers_to_both(output, cache)
     assert cache.tokens_seen.tolist() == [31]
 
 

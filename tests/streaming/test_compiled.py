@@ -12,7 +12,7 @@ from transformers import CompileConfig
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from attention_sinks.architecture.setup import setup_of
 from references.naive import naive_logits
-from support.contract import layout
+from support.contract import pattern
 from support.helpers import assert_close, assert_same_state, random_ids, state_of, stream, tiny_llama
 from support.pages import COMPILING, run_block
 from support.zoo import MODELS
@@ -100,8 +100,8 @@ def test_rows_of_a_padded_batch():
     """Rows of different length, one of which pauses and goes on."""
     plain, model = tiny_llama(), inject_attention_sinks(tiny_llama(), 4, 12)
     rows = [random_ids(90, seed=1), random_ids(70, seed=2), random_ids(52, seed=3)]
-    start = layout("." * 20 + "x" * 20, "x" * 40, "." * 37 + "xxx").long()
-    pauses = layout("x" * 70, "x" * 10 + "." * 20 + "x" * 20 + "." * 20, ".x" * 20 + "x" * 29 + ".").long()
+    start = pattern("." * 20 + "x" * 20, "x" * 40, "." * 37 + "xxx").long()
+    pauses = pattern("x" * 70, "x" * 10 + "." * 20 + "x" * 20 + "." * 20, ".x" * 20 + "x" * 29 + ".").long()
     mask = torch.cat([start, pauses], dim=1)
     ids = torch.zeros(3, 110, dtype=torch.long)
     for row, tokens in enumerate(rows):

@@ -173,7 +173,9 @@ def test_the_peak_of_a_long_call_is_its_output(use_cache):
         with torch.no_grad():
             peaks[length] = peak_bytes(partial(model, random_ids(1, length), use_cache=use_cache))
     per_token = (peaks[12_000] - peaks[2_000]) / 10_000
-    assert per_token <= 2.5 * 256 + 64, f"{per_token:.0f} bytes a token"  # pieces, joined; and some counters
+    assert per_token <= 2.5 * 256 + 64, (
+        f"{per_token:.0f} bytes a token"
+    )  # the outputs of chunks, joined, and some counters
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def test_a_quarter_of_a_million_tokens_later():
 def test_rounding_errors_do_not_grow(lengths):
     """bfloat16 against float32: keys that were moved within the cache are as exact as keys that never were.
 
-    The window is wide, so that a key turned at every step would be turned two hundred times.
+    The window is wide, so that a key rotated at every step would be rotated two hundred times.
     """
     config, window, ids = {"num_hidden_layers": 1}, 200, random_ids(1_200)
     exact, _ = stream(inject_attention_sinks(tiny_llama(**config).bfloat16().float(), S, window), ids[None])

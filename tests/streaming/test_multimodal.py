@@ -59,11 +59,11 @@ def test_a_padded_row_gives_what_it_gives_alone(pair):
         assert_close(row_logits, replay_logits(plain, row, 4, 12))
 
 
-def test_turns_of_generate(pair):
+def test_generate_again_and_again(pair):
     model, plain = pair
     cache, history = AttentionSinkKVCache(model), IDS[None, :0]
-    for turn in range(3):
-        history = torch.cat([history, random_ids(1, 9, seed=turn)], dim=1)
+    for number in range(3):
+        history = torch.cat([history, random_ids(1, 9, seed=number)], dim=1)
         real, length = torch.ones_like(history), history.shape[1]
         history = model.generate(
             history, attention_mask=real, cache=cache, max_new_tokens=9, min_new_tokens=9, do_sample=False

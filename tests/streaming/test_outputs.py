@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from attention_sinks import inject_attention_sinks
 from references.naive import naive_logits, naive_stream
-from support.contract import layout, left_padded
+from support.contract import left_padded, pattern
 from support.helpers import S, W, assert_close, cut, largest_difference, random_ids, stream, streaming_llama, tiny_llama
 
 ROOM = S + W + 1
@@ -124,7 +124,7 @@ def test_loss_of_labels_with_a_cache(ids, expected, calls):
 
 def test_outputs_stand_where_their_columns_stand():
     """With padding in the middle and on the right too: hidden states, weights and logits keep the caller's columns."""
-    shape = layout("x.xx..xxxxx.x", "..xxx.xxxx...")
+    shape = pattern("x.xx..xxxxx.x", "..xxx.xxxx...")
     ids = random_ids(2, 13)
     with torch.no_grad():
         model = streaming_llama(attn_implementation="eager")

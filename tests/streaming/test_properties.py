@@ -36,18 +36,18 @@ calls = st.lists(st.one_of(st.integers(1, 4), st.integers(1, 60)), min_size=1, m
 
 @st.composite
 def padded_batches(draw):
-    """Layouts of one to five calls; zeros anywhere, more often on the left."""
+    """Patterns of padding of one to five calls; zeros anywhere, more often on the left."""
     rows = draw(st.integers(1, 3))
-    layouts = []
+    patterns = []
     for _ in range(draw(st.integers(1, 5))):
         columns = draw(st.one_of(st.integers(1, 3), st.integers(1, 40)))
         if draw(st.booleans()):
             counts = [draw(st.integers(0, columns)) for _ in range(rows)]
-            layouts.append(torch.arange(columns) >= columns - torch.tensor(counts)[:, None])
+            patterns.append(torch.arange(columns) >= columns - torch.tensor(counts)[:, None])
         else:
             zeros = draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
-            layouts.append(torch.tensor(zeros).view(rows, columns))
-    return layouts
+            patterns.append(torch.tensor(zeros).view(rows, columns))
+    return patterns
 
 
 @given(sinks, windows, calls, st.integers(0, 99))
@@ -59,12 +59,12 @@ def test_any_stream_in_any_cut(s, w, calls, seed):
 
 
 @given(sinks, windows, padded_batches(), st.integers(1, 9), st.integers(1, 5))
-def test_any_padding_in_calls_cut_into_small_pieces(s, w, layouts, piece, block):
+def test_any_padding_in_calls_cut_into_small_chunks(s, w, patterns, chunk, block):
     """The sizes at which the library cuts a call by itself (a thousand columns, many queries) made small."""
-    counts = sum(layout.sum(dim=1) for layout in layouts).tolist()
+    counts = sum(pattern.sum(dim=1) for pattern in patterns).tolist()
     rows = [random_ids(count, seed=r) for r, count in enumerate(counts)]
-    with mock.patch.multiple("attention_sinks.streaming.forward", CHUNK_SIZE=piece, QUERY_BLOCK={"cpu": block}):
-        logits, _ = stream_rows(model(), rows, layouts, AttentionSinkKVCache(model(), s, w))
+    with mock.patch.multiple("attention_sinks.streaming.forward", CHUNK_SIZE=chunk, QUERY_BLOCK={"cpu": block}):
+        logits, _ = stream_rows(model(), rows, patterns, AttentionSinkKVCache(model(), s, w))
     for row, row_logits in zip(rows, logits, strict=True):
         assert_close(row_logits, reference(row, s, w))
 
@@ -77,11 +77,11 @@ def test_dense_prefill_in_any_cut(s, w, calls, seed):
 
 
 @given(sinks, windows, padded_batches(), st.booleans())
-def test_any_padding(s, w, layouts, mask_all_columns):
-    counts = sum(layout.sum(dim=1) for layout in layouts).tolist()
+def test_any_padding(s, w, patterns, mask_all_columns):
+    counts = sum(pattern.sum(dim=1) for pattern in patterns).tolist()
     rows = [random_ids(count, seed=r) for r, count in enumerate(counts)]
     logits, cache = stream_rows(
-        model(), rows, layouts, AttentionSinkKVCache(model(), s, w), mask_all_columns=mask_all_columns
+        model(), rows, patterns, AttentionSinkKVCache(model(), s, w), mask_all_columns=mask_all_columns
     )
     for row, row_logits in zip(rows, logits, strict=True):
         assert_close(row_logits, reference(row, s, w))
@@ -90,11 +90,11 @@ def test_any_padding(s, w, layouts, mask_all_columns):
 
 
 @given(sinks, windows, padded_batches())
-def test_any_padding_with_dense_prefill(s, w, layouts):
+def test_any_padding_with_dense_prefill(s, w, patterns):
     """A row's calls are as long as its own tokens in them."""
-    counts = torch.stack([layout.sum(dim=1) for layout in layouts], dim=1)
+    counts = torch.stack([pattern.sum(dim=1) for pattern in patterns], dim=1)
     rows = [random_ids(int(total), seed=r) for r, total in enumerate(counts.sum(dim=1))]
-    logits, _ = stream_rows(model("dense"), rows, layouts, AttentionSinkKVCache(model("dense"), s, w))
+    logits, _ = stream_rows(model("dense"), rows, patterns, AttentionSinkKVCache(model("dense"), s, w))
     for row, row_logits, calls in zip(rows, logits, counts.tolist(), strict=True):
         assert_close(row_logits, reference(row, s, w, dense_calls=[count for count in calls if count]))
 
@@ -105,25 +105,25 @@ def test_rows_that_pause_at_any_step(s, w, prompt, rows, seed):
     """A hundred single-token calls in which every row takes part or not; then everyone reads on."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(0, prompt + 1, (rows,), generator=generator).tolist()
-    layouts = [left_padded(starts, prompt)] if prompt else []
-    layouts += [torch.rand(rows, 1, generator=generator) < 0.6 for _ in range(100)]
-    layouts += [left_padded([20] * rows)]
-    texts = [random_ids(int(sum(layout[r].sum() for layout in layouts)), seed=r) for r in range(rows)]
-    logits, _ = stream_rows(model(), texts, layouts, AttentionSinkKVCache(model(), s, w))
+    patterns = [left_padded(starts, prompt)] if prompt else []
+    patterns += [torch.rand(rows, 1, generator=generator) < 0.6 for _ in range(100)]
+    patterns += [left_padded([20] * rows)]
+    texts = [random_ids(int(sum(pattern[r].sum() for pattern in patterns)), seed=r) for r in range(rows)]
+    logits, _ = stream_rows(model(), texts, patterns, AttentionSinkKVCache(model(), s, w))
     for text, row in zip(texts, logits, strict=True):
         assert_close(row, reference(text, s, w))
 
 
 @given(sinks, windows, padded_batches())
-def test_padding_without_a_cache(s, w, layouts):
-    """The first layout alone, statelessly."""
-    layout = layouts[0]
+def test_padding_without_a_cache(s, w, patterns):
+    """The first call alone, without a cache."""
+    pattern = patterns[0]
     streaming = inject_attention_sinks(tiny_llama(**SMALL), s, w)
-    ids = random_ids(*layout.shape)
+    ids = random_ids(*pattern.shape)
     with torch.no_grad():
-        logits = streaming(ids, attention_mask=layout.long(), use_cache=False).logits
-    for r in range(len(layout)):
-        assert_close(logits[r, layout[r]], reference(ids[r, layout[r]], s, w))
+        logits = streaming(ids, attention_mask=pattern.long(), use_cache=False).logits
+    for r in range(len(pattern)):
+        assert_close(logits[r, pattern[r]], reference(ids[r, pattern[r]], s, w))
 
 
 @given(sinks, windows, st.lists(st.sampled_from(["reorder", "repeat", "select", "feed"]), max_size=8), st.randoms())

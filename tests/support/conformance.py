@@ -11,9 +11,10 @@ import torch
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
 from attention_sinks.architecture.setup import setup_of
+from attention_sinks.cache.layers import LatentLayer
 from attention_sinks.cache.sink_layer import SinkLayer
 from attention_sinks.cache.states_layer import StatesLayer
-from attention_sinks.positions.alibi import Alibi
+from attention_sinks.positions.rotary import Rotary
 from attention_sinks.streaming import forward
 from references.replay import decoder_layers, replay_logits
 from support.contract import left_padded, stream_rows
@@ -26,8 +27,9 @@ from support.helpers import (
     largest_difference,
     random_ids,
     storage_bytes,
+    storages_of,
+    stored_bytes,
     stream,
-    tensors_of,
 )
 from support.zoo import ALWAYS_SEVERAL
 
@@ -79,10 +81,11 @@ def every_mistake_shows(animal):
 
 def places_matter(model):
     """Whether any layer with sinks knows where its keys are."""
-    injection = setup_of(model)
-    reaches, positions = injection.reaches(injection.settings), injection.positions(injection.settings)
-    with_sinks = [position for reach, position in zip(reaches, positions, strict=True) if reach and reach.sink_size]
-    return any(isinstance(position, Alibi) or getattr(position, "turned", False) for position in with_sinks)
+    setup = setup_of(model)
+    table = setup.layer_table(setup.settings)
+    pairs = zip(table.reaches, table.positions, strict=True)
+    with_sinks = [position for reach, position in pairs if reach and reach.sink_size]
+    return any(position.rotates if isinstance(position, Rotary) else position is not None for position in with_sinks)
 
 
 @contextmanager
@@ -108,10 +111,10 @@ def a_row_gives_what_it_gives_alone(animal):
     if not animal.pads_later:
         turns = [turns[0], [ROOM, ROOM, ROOM], [1, 1, 1]]
     rows = [random_ids(sum(counts), seed=r) for r, counts in enumerate(zip(*turns, strict=True))]
-    layouts = [left_padded(counts, max(counts) + (i == 0)) for i, counts in enumerate(turns)]
+    patterns = [left_padded(counts, max(counts) + (i == 0)) for i, counts in enumerate(turns)]
     model, right = streaming(animal), [expected(animal, row) for row in rows]
     for mask_all_columns in (False, True):
-        logits, cache = stream_rows(model, rows, layouts, mask_all_columns=mask_all_columns)
+        logits, cache = stream_rows(model, rows, patterns, mask_all_columns=mask_all_columns)
         for row_logits, row_right in zip(logits, right, strict=True):
             assert_close(row_logits, row_right)
         assert cache.tokens_seen.tolist() == [len(row) for row in rows]
@@ -148,15 +151,11 @@ def memory_is_constant(animal):
     """Contract 5: the formula, the storages, and that nothing moves."""
     model, ids = streaming(animal), random_ids(2, 8 * ROOM)
     _, cache = stream(model, ids[:, : 4 * ROOM])
-    before = storages(cache)
-    assert cache.nbytes == storage_bytes(tensors_of(cache)) == formula(cache)
+    before = storages_of(cache)
+    assert cache.nbytes == stored_bytes(cache) == formula(cache)
     for lengths in ([1], [7], [3 * ROOM]):
         stream(model, ids[:, : 2 * ROOM], cut(2 * ROOM, lengths), cache)
-        assert storages(cache) == before
-
-
-def storages(cache):
-    return sorted((tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in tensors_of(cache))
+        assert storages_of(cache) == before
 
 
 def formula(cache):
@@ -171,8 +170,8 @@ def formula(cache):
         if isinstance(layer, SinkLayer) and layer.is_initialized:
             rows, heads, _, key_width = layer.keys.shape
             value_width, slots = layer.values.shape[3], layer.reach.visible_size
-            turned = {"keys": key_width, "values": value_width, None: 0}[layer.rotated]
-            numbers = slots * (key_width + value_width) + layer.reach.sink_size * turned
+            rotated_width = (value_width if isinstance(layer, LatentLayer) else key_width) * layer.rotates
+            numbers = slots * (key_width + value_width) + layer.reach.sink_size * rotated_width
             total += rows * heads * numbers * layer.keys.itemsize
     return total
 

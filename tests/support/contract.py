@@ -11,16 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from support.helpers import (
-    TEETH,
-    assert_close,
-    cut,
-    largest_difference,
-    random_ids,
-    storage_bytes,
-    stream,
-    tensors_of,
-)
+from support.helpers import TEETH, assert_close, cut, largest_difference, random_ids, storages_of, stored_bytes, stream
 
 
 @dataclass(frozen=True)
@@ -60,14 +51,14 @@ class Subject:
         return self.reference(self.build(), ids, settings.pop("sinks"), settings.pop("window"), **settings)
 
 
-def stream_rows(model, rows, layouts, cache=None, mask_all_columns=False):
+def stream_rows(model, rows, patterns, cache=None, mask_all_columns=False):
     """Feed a batch of streams with padding anywhere.
 
     Parameters
     ----------
     rows : list of LongTensor [tokens]
         The real tokens of each row.
-    layouts : list of BoolTensor [rows, columns]
+    patterns : list of BoolTensor [rows, columns]
         One per call: where real tokens stand. Random ids stand everywhere else.
     mask_all_columns : bool, default False
         Pass the mask of all columns since the cache began instead of that of the new ones.
@@ -78,25 +69,25 @@ def stream_rows(model, rows, layouts, cache=None, mask_all_columns=False):
     cache : Cache
     """
     fed, logits, masks = [0] * len(rows), [[] for _ in rows], []
-    for number, layout in enumerate(layouts):
-        ids = random_ids(*layout.shape, seed=77 + number)
+    for number, pattern in enumerate(patterns):
+        ids = random_ids(*pattern.shape, seed=77 + number)
         for r, row in enumerate(rows):
-            count = int(layout[r].sum())
-            ids[r, layout[r]] = row[fed[r] : fed[r] + count]
+            count = int(pattern[r].sum())
+            ids[r, pattern[r]] = row[fed[r] : fed[r] + count]
             fed[r] += count
-        masks.append(layout.long())
+        masks.append(pattern.long())
         mask = torch.cat(masks, dim=1) if mask_all_columns else masks[-1]
         with torch.no_grad():
             outputs = model(ids, attention_mask=mask, cache=cache, use_cache=True)
         cache = outputs.cache
         for r in range(len(rows)):
-            logits[r].append(outputs.logits[r, layout[r]])
-    assert fed == [len(row) for row in rows], f"the layouts hold {fed} tokens"
+            logits[r].append(outputs.logits[r, pattern[r]])
+    assert fed == [len(row) for row in rows], f"the patterns hold {fed} tokens"
     return [torch.cat(parts) for parts in logits], cache
 
 
-def layout(*rows):
-    """layout("..xx", "xxxx"): x is a real token, a dot is padding."""
+def pattern(*rows):
+    """pattern("..xx", "xxxx"): x is a real token, a dot is padding."""
     return torch.tensor([[column == "x" for column in row] for row in rows])
 
 
@@ -132,27 +123,27 @@ def chunking_does_not_matter(subject):
 
 
 def the_batch_does_not_matter(subject):
-    """Contract 2: left padding in every turn, with either form of the mask; the padding's ids are arbitrary."""
+    """Contract 2: left padding in every call, with either form of the mask; the padding's ids are arbitrary."""
     room = subject.room
-    turns = [[room + 5, 3, 1], [2, room - 1, 0], [1, 1, 1], [9, 2 * room, 4], [1, 1, 1], [3, 1, room]]
-    rows = [random_ids(sum(counts), seed=r) for r, counts in enumerate(zip(*turns, strict=True))]
-    layouts = [left_padded(counts, max(counts) + (i == 0)) for i, counts in enumerate(turns)]
+    new_tokens = [[room + 5, 3, 1], [2, room - 1, 0], [1, 1, 1], [9, 2 * room, 4], [1, 1, 1], [3, 1, room]]
+    rows = [random_ids(sum(counts), seed=r) for r, counts in enumerate(zip(*new_tokens, strict=True))]
+    patterns = [left_padded(counts, max(counts) + (i == 0)) for i, counts in enumerate(new_tokens)]
     model, expected = subject.streaming(), [subject.expected(row) for row in rows]
     for mask_all_columns in (False, True):
-        logits, cache = stream_rows(model, rows, layouts, mask_all_columns=mask_all_columns)
+        logits, cache = stream_rows(model, rows, patterns, mask_all_columns=mask_all_columns)
         for row_logits, row_expected in zip(logits, expected, strict=True):
             assert_close(row_logits, row_expected)
         assert cache.tokens_seen.tolist() == [len(row) for row in rows]
         assert cache.tokens_cached.tolist() == [min(len(row), room - 1) for row in rows]
-        assert cache.get_seq_length() == sum(mask.shape[1] for mask in layouts)
+        assert cache.get_seq_length() == sum(mask.shape[1] for mask in patterns)
 
 
 def padding_may_stand_anywhere(subject):
     """Contract 2: zeros between, after and instead of a row's tokens, while filling and when full."""
-    shapes = [layout("x.x.xxx", ".......", "xx.....", "...xx.x"), layout("x", ".", ".", "x")]
-    shapes += [layout("xxxxx..xxxxx.xxx", "..x..x...xxx.x.x", "xxxxxxxxxxxxxxxx", "......x.........")]
-    shapes += [layout("x.", ".x", "..", "xx")] * 3 + [layout(".", "x", "x", "x")] * 4
-    shapes += [layout("x.x" * room_calls, "xxx" * room_calls, ".x." * room_calls, "..." * room_calls)
+    shapes = [pattern("x.x.xxx", ".......", "xx.....", "...xx.x"), pattern("x", ".", ".", "x")]
+    shapes += [pattern("xxxxx..xxxxx.xxx", "..x..x...xxx.x.x", "xxxxxxxxxxxxxxxx", "......x.........")]
+    shapes += [pattern("x.", ".x", "..", "xx")] * 3 + [pattern(".", "x", "x", "x")] * 4
+    shapes += [pattern("x.x" * room_calls, "xxx" * room_calls, ".x." * room_calls, "..." * room_calls)
                for room_calls in (1, 12)]  # fmt: skip
     counts = sum(shape.sum(dim=1) for shape in shapes).tolist()
     rows = [random_ids(count, seed=r) for r, count in enumerate(counts)]
@@ -190,26 +181,26 @@ def a_full_cache_never_grows(subject):
     """Contract 5: after the rows are full every tensor of the cache stays where it is."""
     model, ids = subject.streaming(), random_ids(2, 12 * subject.room)
     _, cache = stream(model, ids[:, : 2 * subject.room])
-    before = sorted((t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors_of(cache))
+    before = storages_of(cache)
     nbytes = cache.nbytes
     for lengths in ([1], [7], [3 * subject.room], [1, 5]):
         stream(model, ids[:, 2 * subject.room :], cut(10 * subject.room, lengths), cache)
-        assert cache.nbytes == nbytes == storage_bytes(tensors_of(cache))
-        assert sorted((t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors_of(cache)) == before
+        assert cache.nbytes == nbytes == stored_bytes(cache)
+        assert storages_of(cache) == before
 
 
 def caches_of_one_model_do_not_meet(subject):
-    """Contract 7: caches of different lengths and settings, fed in turns."""
+    """Contract 7: caches of different lengths and settings, fed alternately."""
     model = subject.streaming()
     settings = [(subject.sinks, subject.window), (subject.sinks, subject.window + 3), (0, 5), (1, 1)]
     ids = [random_ids(5 * subject.room + 3 * i, seed=i) for i in range(len(settings))]
     caches = [AttentionSinkKVCache(model, *setting) for setting in settings]
     parts, fed = [[] for _ in settings], [0] * len(settings)
-    for turn in range(10**6):
+    for number in range(10**6):
         if all(n == len(i) for n, i in zip(fed, ids, strict=True)):
             break
         for c, cache in enumerate(caches):
-            call = ids[c][fed[c] :][: [1, 4, 2, 30][(turn + c) % 4]]
+            call = ids[c][fed[c] :][: [1, 4, 2, 30][(number + c) % 4]]
             if len(call):
                 parts[c].append(stream(model, call[None], cache=cache)[0][0])
                 fed[c] += len(call)

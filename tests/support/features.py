@@ -8,8 +8,8 @@ from references.replay import layer_names, text_config
 
 def features_of(model):
     """Words for what the injected `model` has."""
-    config, injection = text_config(model), setup_of(model)
-    positions = injection.positions(injection.settings)
+    config, setup = text_config(model), setup_of(model)
+    positions = setup.positions(setup.settings)
     found = set(layer_names(config))
     found |= {_scheme(position) for position in positions}
     rotaries = [position for position in positions if isinstance(position, Rotary)]

@@ -170,6 +170,16 @@ def storage_bytes(tensors):
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
+def stored_bytes(cache):
+    """The bytes of all memory that a cache holds on to."""
+    return storage_bytes(tensors_of(cache))
+
+
+def storages_of(cache):
+    """Address and size of each tensor of a cache, to see that none is allocated again."""
+    return sorted((tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in tensors_of(cache))
+
+
 def state_of(cache):
     """What a stream consists of, to see that a failed call left no trace."""
     tensors = [tensor.detach().clone() for tensor in tensors_of(cache)]

@@ -1,4 +1,4 @@
-"""Tiny configurations, at least one for every supported architecture: a new architecture is one more entry of ROWS.
+"""Tiny configurations, at least one for every supported architecture: a new architecture is one more entry of ENTRIES.
 
 Weights are random and large, so that every position shows in the logits, whose standard deviation is about 1.
 """
@@ -362,7 +362,7 @@ LARA = {
     "pads_later": False,
 }
 
-ROWS = [
+ENTRIES = [
     # Attention sees all that came before, rotary positions.
     row("apertus", "query-key norm", "rope:llama3"),
     row("apertus1p5_text", "query-key norm", "rope:llama3", "grouped heads", output_vocab_size=VOCABULARY - 8),
@@ -709,7 +709,7 @@ ROWS = [
 KNOWN = {AutoModelForCausalLM: supported_model_types(), AutoModelForImageTextToText: CONFIG_MAPPING}
 
 # Older Transformers do not know all of them.
-ZOO = [animal for animal in ROWS if animal.model_type in KNOWN[animal.auto]]
+ZOO = [animal for animal in ENTRIES if animal.model_type in KNOWN[animal.auto]]
 
 
 def animal_of(model_type, *claims, **changes):

@@ -15,11 +15,11 @@ from .modeling_btlm import BtlmModel
 class StoredSlopes:
     """ALiBi with the slopes of the checkpoint, scaled for the most keys that a query ever sees."""
 
-    def of_layers(self, base: BtlmModel, length: int) -> tuple[Alibi, ...]:
-        return (Alibi(base.relative_pe.scaled_slopes(length)),) * base.config.n_layer
+    def of_layers(self, base_model: BtlmModel, length: int) -> tuple[Alibi, ...]:
+        return (Alibi(base_model.relative_pe.scaled_slopes(length)),) * base_model.config.n_layer
 
-    def modules(self, base: BtlmModel) -> list[nn.Module]:
-        return [base.relative_pe]
+    def modules(self, base_model: BtlmModel) -> list[nn.Module]:
+        return [base_model.relative_pe]
 
 
 ARCHITECTURE = Architecture("BtlmAttention", StoredSlopes())

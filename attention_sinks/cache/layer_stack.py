@@ -1,0 +1,171 @@
+"""All layers of one cache: what a call does to them, and how columns are taken back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..plan.counters import Counters
+from ..plan.layer import LayerPlan
+from ..positions.schemes import Position
+from .layer import Layer
+from .sink_layer import SinkLayer
+from .stream_state import COMMITTED_COLUMNS, StreamState
+
+
+class LayerStack:
+    """The layers of one cache and the streams that they hold. It knows neither the model nor the user's settings.
+
+    A call begins with `begin` and ends with `commit_step`, `commit` or, when it breaks off, `discard`.
+
+    Parameters
+    ----------
+    layers : list of Layer
+        One for each layer of the model.
+    streams : StreamState
+        Where the streams stand. The layers share it.
+    groups : sequence of int
+        A number for each layer. Layers with the same number see the same keys and know positions alike.
+
+    Attributes
+    ----------
+    keeps_states : bool
+        Whether any layer keeps states that are not per token.
+    """
+
+    def __init__(self, layers: list[Layer], streams: StreamState, groups: Sequence[int]) -> None:
+        self.layers, self.streams, self._groups = layers, streams, tuple(groups)
+        self._sink_layers = [layer for layer in layers if isinstance(layer, SinkLayer)]
+        self._states_layers = [layer for layer in layers if layer.keeps_states]
+        self.keeps_states = bool(self._states_layers)
+        self._has_log = False
+        self._rotated_together: list[tuple[int, list[SinkLayer]]] = []  # each with the index of its first layer
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that is stored: counters, keys, values, states and undo logs."""
+        counters = self.streams.device.tensors if self.streams.device else ()
+        stored = (layer.tensors + layer.undo_tensors for layer in self.layers)
+        return [tensor for tensors in (counters, *stored) for tensor in tensors]
+
+    # ---- the course of a call
+
+    def begin(self) -> None:
+        """Remember what the call that begins now may change in place."""
+        for layer in self._states_layers:
+            layer.begin()
+
+    def rebase(self, shift: Sequence[int], positions: Sequence[Position]) -> None:
+        """Rotate the recent keys of each row back by `shift[row]`, by which its origin moves.
+
+        This takes effect with `commit`. `positions` are those of the layers.
+        """
+        moved = torch.tensor(shift if len(set(shift)) > 1 else shift[:1], dtype=torch.long, device="cpu")[:, None]
+        with torch.no_grad():
+            for layer, position in zip(self.layers, positions, strict=True):
+                layer.rebase(position, moved)
+
+    def rotate_sinks(self, plan_of: Callable[[int, torch.Tensor], LayerPlan]) -> None:
+        """Bring the sinks to where the query of a step must see them, those of layers that are alike together.
+
+        `plan_of` returns the plan of a layer, from its index and states of its dtype and device.
+        """
+        for index, layers in self._rotated_together:
+            plan = plan_of(index, layers[0].sinks)
+            if plan.sink_rotation is None:
+                continue
+            sinks = layers[0].sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
+            parts = plan.rotate(sinks, plan.sink_rotation).chunk(len(layers), dim=1)
+            torch._foreach_copy_([layer.sink_slots for layer in layers], parts)
+
+    def group_sinks(self) -> None:
+        """Find the layers whose sinks are rotated together, once they have buffers."""
+        alike: defaultdict[tuple[object, ...], list[SinkLayer]] = defaultdict(list)
+        for group, layer in zip(self._groups, self.layers, strict=True):
+            if isinstance(layer, SinkLayer) and layer.rotates and layer.sinks.numel():
+                alike[group, layer.sinks.shape, layer.sinks.dtype, layer.sinks.device].append(layer)
+        self._rotated_together = [(self.layers.index(layers[0]), layers) for layers in alike.values()]
+
+    def commit_step(self, real: torch.Tensor | None, device: torch.device) -> None:
+        """Keep a step, which has written its tokens in place; `real` [batch, 1] says whose they are (None: all)."""
+        recording = self.is_recording
+        for layer in self.layers if self._has_log else self._states_layers:
+            layer.commit()
+        self._has_log = recording
+        self.streams.step(real, recording, device)
+
+    def commit(self, counters: Counters, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
+        """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `counters`."""
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.commit()
+        if not self._rotated_together:
+            self.group_sinks()
+        self.streams.advance(counters, columns, real, self.is_recording, device)
+
+    def discard(self, columns: int) -> None:
+        """Leave the streams as they were before a call of `columns` columns, which broke off."""
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.discard()
+        if columns == 1 and not self.is_recording:
+            self.streams.lose_evicted()
+
+    # ---- between calls
+
+    def reset(self) -> None:
+        """Forget all streams."""
+        self.streams.clear()
+        self._rotated_together = []
+        for layer in self.layers:
+            layer.reset()
+
+    def select(self, indices: torch.Tensor) -> None:
+        """Keep the rows at `indices` [new batch] int64, in that order."""
+        self.streams.select(indices.tolist())
+        for layer in self.layers:
+            layer.batch_select_indices(indices)
+
+    # ---- taking columns back
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether what leaves the window is kept. Transformers may switch that off in the layers."""
+        return self._sink_layers[0].record_past
+
+    def record(self, recording: bool) -> None:
+        """From now on keep what leaves the window, or let go of what was kept."""
+        self._has_log = self._has_log or recording
+        for layer in self.layers:
+            layer.record(recording)
+        if not recording:
+            self.streams.forget(0)
+
+    def take_back(self, columns: int, positions: Sequence[Position]) -> None:
+        """Take the last `columns` columns back, as many as are returnable; `positions` are those of the layers."""
+        now = self.streams.now()
+        assert now is not None  # there are columns to take back
+        before, history = now
+        after = before.back(history.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
+        with torch.no_grad():
+            for layer, position in zip(self.layers, positions, strict=True):
+                layer.take_back(before, after, position)
+        self.streams.back(after, columns)
+
+    def trim(self) -> None:
+        """Let go of what was recorded, except for the last columns."""
+        if self.is_recording:
+            for layer in self.layers:
+                layer.trim(COMMITTED_COLUMNS)
+            self.streams.forget(COMMITTED_COLUMNS)
+
+    def check_has_no_states(self, action: str) -> None:
+        """Raise NotImplementedError when a layer keeps what `action` can neither take back nor store."""
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer) or layer.keeps_states:
+                raise NotImplementedError(
+                    f"{action} is not supported: layer {index} keeps a {type(layer).__name__}, whose state cannot be "
+                    "taken back or stored; use copy.deepcopy(cache) instead."
+                )
