@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .architecture.modules import base_model_of, without_adapter
 from .architecture.setup import MARK, Setup, setup_of
-from .architecture.streaming_class import OWN_FORWARD, Members, is_streaming, plain_class, streaming_class
+from .architecture.streaming_class import OWN_FORWARD, Members, is_streaming, members_of, plain_class, streaming_class
 from .generation.overrides import OVERRIDES
 from .streaming.attention import ATTENTION_NAME
 from .streaming.forward import (
@@ -37,11 +37,11 @@ class ClassPatch:
     """
 
     module: nn.Module
-    plain: type
+    plain: type[Any]
     members: Members
 
     @property
-    def streaming(self) -> type:
+    def streaming(self) -> type[Any]:
         return streaming_class(self.plain, self.members)
 
     @property
@@ -159,8 +159,10 @@ def install(model: nn.Module, setup: Setup) -> None:
         When the class of one of its modules has been replaced since attention sinks went in.
     """
     before = installed_in(setup.model)
-    _check_classes(without_adapter(model).modules())
-    patches = tuple(_patches(setup, without_adapter(model)))
+    outer = without_adapter(model)
+    assert isinstance(outer, PreTrainedModel)  # or there would be no setup
+    _check_classes(outer.modules())
+    patches = tuple(_patches(setup, outer))
     patched = {patch.module for patch in patches}
     others = (patch for patch in _patches_of(before) if patch.module not in patched)  # other heads of the base model
     _switch(setup.model, before, InstalledPatches(setup, (*patches, *others)))
@@ -222,7 +224,7 @@ def _patches_of(installed: InstalledPatches | None) -> tuple[Patch, ...]:
 def _standing(module: nn.Module) -> Iterator[Patch]:
     """Yield the patches that stand in one module, on record or not."""
     if is_streaming(module):
-        yield ClassPatch(module, plain_class(module), type(module)._streaming_members)
+        yield ClassPatch(module, plain_class(module), members_of(module))
     if _PLAIN_CONFIG in getattr(module.__dict__.get("config"), "__dict__", ()):
         yield ConfigPatch(module, module.__dict__["config"])
 
@@ -272,7 +274,7 @@ def _patches(setup: Setup, outer: PreTrainedModel) -> Iterator[Patch]:
     if facts.forward is None:
         configs: dict[int, PreTrainedConfig] = {}
         for module in attention:
-            plain = _plain_config(module.config)
+            plain = _plain_config(module.__dict__["config"])
             yield ConfigPatch(module, configs.setdefault(id(plain), _with_attention(plain)))
 
 
@@ -313,4 +315,5 @@ _PLAIN_CONFIG = "_attention_sinks_plain_config"
 
 def _plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config that `_with_attention` has copied; any other as it is."""
-    return config.__dict__.get(_PLAIN_CONFIG, config)
+    plain: PreTrainedConfig = config.__dict__.get(_PLAIN_CONFIG, config)
+    return plain

@@ -19,10 +19,10 @@ Members = tuple[tuple[str, Any], ...]
 OWN_FORWARD = "_attention_sinks_own_forward"
 """Where a module keeps the forward that somebody had put on the instance; it runs in place of its plain class's."""
 
-_CLASSES: dict[tuple[type, Members], type] = {}
+_CLASSES: dict[tuple[type[Any], Members], type[Any]] = {}
 
 
-def streaming_class(plain: type, members: Members) -> type:
+def streaming_class(plain: type[Any], members: Members) -> type[Any]:
     """Return the subclass of `plain` with `members`; it is always the same one, so that modules alike share it."""
     if (plain, members) not in _CLASSES:
         body = {name: _fitted(value, name, getattr(plain, name, None)) for name, value in members}
@@ -35,10 +35,11 @@ def streaming_class(plain: type, members: Members) -> type:
             "_plain_class": plain,
             "_streaming_members": members,
         }
-        made = type(plain)(plain.__name__, (plain,), body)
+        metaclass: Any = type(plain)
+        made = metaclass(plain.__name__, (plain,), body)
         if "forward" in made.__dict__ and "forward" not in body:  # Transformers wraps that of a layer's subclasses
             del made.forward
-        _CLASSES[plain, members] = made
+        _CLASSES.setdefault((plain, members), made)  # another thread may have been faster
     return _CLASSES[plain, members]
 
 
@@ -47,16 +48,27 @@ def is_streaming(module: nn.Module) -> bool:
     return "_plain_class" in type(module).__dict__
 
 
-def plain_class(module: nn.Module) -> type:
+def plain_class(module: nn.Module) -> type[Any]:
     """Return the class of `module` without attention sinks."""
-    return type(module)._plain_class if is_streaming(module) else type(module)
+    return _streaming(module)._plain_class if is_streaming(module) else type(module)
+
+
+def members_of(module: nn.Module) -> Members:
+    """Return what `module`, which streams, has in place of what its plain class has."""
+    members: Members = _streaming(module)._streaming_members
+    return members
+
+
+def _streaming(module: nn.Module) -> Any:
+    """Return the class of `module`, of which only `streaming_class` knows what it has."""
+    return type(module)
 
 
 def _fitted(value: Any, name: str, plain: Any) -> Any:
     """Return a function as a method that looks like the `plain` one from outside; any other value as it is."""
     if not isinstance(value, FunctionType):
         return value
-    method = FunctionType(value.__code__, value.__globals__, name, value.__defaults__, value.__closure__)
+    method: Any = FunctionType(value.__code__, value.__globals__, name, value.__defaults__, value.__closure__)
     method.__kwdefaults__, method.__doc__ = value.__kwdefaults__, value.__doc__
     if callable(plain):
         method.__signature__, method.__doc__ = inspect.signature(plain), plain.__doc__
@@ -66,21 +78,22 @@ def _fitted(value: Any, name: str, plain: Any) -> Any:
 
 def _init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
     """Initialise a new object, as in `type(model)(config)`: it has no attention sinks, whatever `model` has."""
-    plain = type(module)._plain_class
+    plain = _streaming(module)._plain_class
     if is_streaming(module):
         object.__setattr__(module, "__class__", plain)
     plain.__init__(module, *args, **kwargs)
 
 
-def _reduce(module: nn.Module, protocol: int) -> tuple:
+def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
     """Pickle and copy a module by its plain class, since its own class cannot be found by name."""
-    plain = type(module)._plain_class
+    plain = _streaming(module)._plain_class
     how, arguments, *state = plain.__reduce_ex__(module, protocol)
     if is_streaming(module):  # and of no class that others have derived from it
-        how, arguments = _made_anew, (plain, type(module)._streaming_members)
+        how, arguments = _made_anew, (plain, members_of(module))
     return how, arguments, *state
 
 
 def _made_anew(plain: type, members: Members) -> nn.Module:
-    made = streaming_class(plain, members)
-    return made.__new__(made)
+    made: Any = streaming_class(plain, members)
+    module: nn.Module = made.__new__(made)
+    return module
