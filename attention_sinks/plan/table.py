@@ -28,7 +28,7 @@ class LayerTable:
     positions: tuple[Position, ...]
 
     def __post_init__(self) -> None:
-        """Work everything out now: until Python 3.11 a `cached_property` takes a lock, which breaks a graph."""
+        """Work everything out now. Until Python 3.11 a `cached_property` takes a lock, which would break a graph."""
         for name in ("distinct_reaches", "plan_index", "is_uniform", "room"):
             getattr(self, name)
 

@@ -24,6 +24,7 @@ from .bound_cache import BoundCache, bound_cache_in
 from .compiled import is_compiled_step, plan_compiled_step
 from .inputs import Inputs, read_arguments, read_inputs
 from .multimodal import TEXT_ARGUMENTS, placeholder_positions, refuse_media
+from .outputs import joined
 
 CHUNK_SIZE = 1024
 """Longer calls are cut into chunks of this many columns, so that a call of any length needs bounded memory."""
@@ -105,7 +106,7 @@ def _run_chunks(inputs: Inputs) -> BaseModelOutputWithPast:
         plans = [plan_block(counters, counts, columns, reach, block_size) for reach in table.distinct_reaches]
         bound = _bound(inputs.setup, cache, table, plans)
         output = _call_base(inputs.setup.model, bound, inputs.arguments(chunk))
-        whole = _joined(whole, output, chunk, inputs.columns)
+        whole = joined(whole, output, chunk, inputs.columns)
         counters = counters.advance(counts)
     if cache is not None and inputs.keep_cache:
         cache.stack.commit(counters, inputs.columns, inputs.tokens, inputs.device)
@@ -161,36 +162,6 @@ def _call_base(model: nn.Module, bound: BoundCache, arguments: dict[str, Any]) -
     arguments[CACHE] = bound
     output: BaseModelOutputWithPast = call_plain(model, **arguments)
     return output
-
-
-def _joined(
-    whole: BaseModelOutputWithPast | None, part: BaseModelOutputWithPast, chunk: slice, columns: int
-) -> BaseModelOutputWithPast:
-    """Write the output `part` of the columns `chunk` into that of the call, and return the latter.
-
-    The first part makes room for the others.
-    """
-    if chunk == slice(0, columns):
-        return part
-    known = {"last_hidden_state", "hidden_states", CACHE}
-    if unknown := {name for name, value in part.items() if value is not None} - known:
-        raise NotImplementedError(
-            f"a call longer than {CHUNK_SIZE} tokens cannot return {', '.join(sorted(unknown))}; make shorter calls."
-        )
-    new = _hidden_states(part)
-    if whole is None:
-        whole, (last, *others) = part, [states.new_empty(len(states), columns, states.shape[2]) for states in new]
-        whole["last_hidden_state"] = last
-        if others:
-            whole["hidden_states"] = tuple(others)
-    for room, states in zip(_hidden_states(whole), new, strict=True):
-        room[:, chunk] = states
-    return whole
-
-
-def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
-    """Return everything in `output` that has columns."""
-    return [output["last_hidden_state"], *(output.get("hidden_states") or ())]
 
 
 # ---- the models around the base model, and its modules
