@@ -16,23 +16,8 @@ from attention_sinks import (
 )
 from attention_sinks.architecture.setup import setup_of
 from references.naive import naive_logits
-from support.helpers import (
-    TEETH,
-    assert_close,
-    assert_tokens_follow,
-    largest_difference,
-    plain_logits,
-    random_ids,
-    refused,
-    stream,
-    streaming_llama,
-    tiny_config,
-    tiny_llama,
-)
-
-S, W = 4, 12
-IDS = random_ids(60)
-CALLS = [20, 1, 19, 20]
+from support.helpers import S, W, assert_close, plain_logits, refused, stream, streaming_llama, tiny_config, tiny_llama
+from support.injected import CALLS, IDS, assert_generates, assert_plain, assert_streams
 
 
 def replicated(model, weights):
@@ -69,16 +54,6 @@ def without_compiling():
         yield
 
 
-def assert_streams(model, sinks=S, window=W, plain=tiny_llama):
-    expected = naive_logits(plain(), IDS, sinks, window)
-    assert_close(stream(model, IDS[None], CALLS)[0][0], expected)
-
-
-def assert_plain(model):
-    assert largest_difference(plain_logits(tiny_llama(), IDS[None])[0], naive_logits(tiny_llama(), IDS, S, W)) > TEETH
-    assert_close(plain_logits(model, IDS[None]), plain_logits(tiny_llama(), IDS[None]))
-
-
 # ---- the copy runs its own modules
 
 
@@ -107,8 +82,7 @@ def test_a_shallow_copy_streams(shallow):
 @pytest.mark.parametrize("shallow", ["compile_regions", "copy"])  # a replica has no parameters, so it cannot generate
 def test_a_shallow_copy_generates(shallow):
     twin = SHALLOW[shallow](streaming_llama())
-    sequence = twin.generate(IDS[None, :20], max_new_tokens=20, do_sample=False)[0]
-    assert_tokens_follow(naive_logits(tiny_llama(), sequence, S, W), sequence, 20)
+    assert_generates(twin)
 
 
 @pytest.mark.usefixtures("without_compiling")
@@ -211,8 +185,7 @@ def test_heads_of_one_base_model_stream_together():
     assert_streams(one)
     assert_streams(twin)
     for head in (one, twin):
-        sequence = head.generate(IDS[None, :20], max_new_tokens=20, do_sample=False)[0]
-        assert_tokens_follow(naive_logits(tiny_llama(), sequence, S, W), sequence, 20)
+        assert_generates(head)
     with torch.no_grad():
         assert other(IDS[None]).logits.shape == (1, 2)
 

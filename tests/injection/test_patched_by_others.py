@@ -23,33 +23,22 @@ from attention_sinks.architecture.streaming_class import _CLASSES
 from references.naive import naive_logits
 from support.helpers import (
     TEETH,
+    S,
+    W,
     assert_close,
-    assert_tokens_follow,
     largest_difference,
     plain_logits,
-    random_ids,
     refused,
     stream,
     streaming_llama,
     tiny_config,
     tiny_llama,
 )
+from support.injected import CALLS, IDS, assert_generates, assert_plain, assert_streams
 from support.zoo import animal_of
 
-S, W = 4, 12
-IDS = random_ids(50)
-CALLS = [20, 1, 1, 28]
 CLASSES = [LlamaForCausalLM, LlamaModel, LlamaDecoderLayer, LlamaAttention]
 BOTH_WAYS = pytest.mark.parametrize("injected", ["before", "after"])
-
-
-def assert_streams(model, sinks=S, window=W):
-    assert_close(stream(model, IDS[None], CALLS)[0][0], naive_logits(tiny_llama(), IDS, sinks, window))
-
-
-def assert_plain(model):
-    assert largest_difference(plain_logits(tiny_llama(), IDS[None])[0], naive_logits(tiny_llama(), IDS, S, W)) > TEETH
-    assert_close(stream(model, IDS[None], CALLS)[0], plain_logits(tiny_llama(), IDS[None]))
 
 
 # ---- what others see
@@ -337,6 +326,5 @@ def test_generation_while_a_method_of_it_is_patched():
         return original(self, *args, **kwargs)
 
     with mock.patch.object(LlamaForCausalLM, "prepare_inputs_for_generation", prepare):
-        sequence = model.generate(IDS[None, :20], max_new_tokens=10, do_sample=False)[0]
-    assert len(seen) == 10
-    assert_tokens_follow(naive_logits(tiny_llama(), sequence, S, W), sequence, 20)
+        assert_generates(model)
+    assert len(seen) == 20
