@@ -16,9 +16,10 @@ import torch
 from transformers import PreTrainedConfig
 
 import attention_sinks
-from attention_sinks import attention_sinks_injected, inject_attention_sinks, patching, remove_attention_sinks
+from attention_sinks import attention_sinks_injected, inject_attention_sinks, patches, remove_attention_sinks
 from attention_sinks.architecture.streaming_class import _CLASSES, plain_class
-from attention_sinks.patching import InstalledPatches, _plain_config
+from attention_sinks.patches import plain_config
+from attention_sinks.patching import InstalledPatches
 from attention_sinks.versions import CACHE
 from support.helpers import TEETH, assert_close, largest_difference, random_ids, tiny_llama
 from support.zoo import animal_of
@@ -55,7 +56,7 @@ def described(value):
     if isinstance(value, types.MethodType):
         return value.__func__.__code__, id(value.__self__)
     if isinstance(value, PreTrainedConfig):
-        return value._attn_implementation_internal, id(_plain_config(value))
+        return value._attn_implementation_internal, id(plain_config(value))
     if isinstance(value, InstalledPatches):
         patched = {(type(patch).__name__, id(patch.module)) for patch in value.patches}
         return value.setup.settings, patched
@@ -229,7 +230,7 @@ def test_a_second_ctrl_c_is_mended_by_the_next_call(begin, action, mend):
     for classes_set in range(5):
         begin(model)
         with (
-            mock.patch.object(patching, "_set_class", interrupted_after(classes_set)),
+            mock.patch.object(patches, "_set_class", interrupted_after(classes_set)),
             pytest.raises(KeyboardInterrupt),
         ):
             action(model)
@@ -240,8 +241,8 @@ def test_a_second_ctrl_c_is_mended_by_the_next_call(begin, action, mend):
 
 
 def interrupted_after(classes_set):
-    """`patching._set_class` that works so many times, and then is interrupted again and again."""
-    once_more, real = iter(range(classes_set)), patching._set_class
+    """`patches._set_class` that works so many times, and then is interrupted again and again."""
+    once_more, real = iter(range(classes_set)), patches._set_class
 
     def set_class(module, module_class):
         if next(once_more, None) is None:
