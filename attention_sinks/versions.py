@@ -141,7 +141,7 @@ def cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_both_names(output: Any) -> Any:
     """Return `output` of a model such that both names lead to its cache. Since 5.24, Transformers does this itself."""
-    if CACHE == "cache" or not isinstance(output, ModelOutput):
+    if BOTH_NAMES_BY_ITSELF or not isinstance(output, ModelOutput):
         return output
     if not hasattr(output, CACHE):
         return output

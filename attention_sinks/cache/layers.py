@@ -48,6 +48,7 @@ def cache_layers(setup: Setup, table: LayerTable, streams: StreamState) -> list[
         if reach is None or not kind.stores:
             layers.append(StatesLayer(kind.states) if kind.states else EmptyLayer())
         elif kind.states:
+            assert not latent  # no architecture has latent attention and states in one layer
             layers.append(SinkAndStatesLayer(reach, streams, rotates, kind.states))
         else:
             layers.append(_sink_layer(kind, latent)(reach, streams, rotates))

@@ -20,7 +20,7 @@ from .layer import Layer
 from .stream_state import StreamState
 from .undo import NOWHERE, UndoLog, evicted_by_block, evicted_by_token
 
-NOTHING = torch.empty(0, device="cpu")
+NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 """It holds the place of a buffer that the first call will make."""
 
 
@@ -145,9 +145,9 @@ class SinkLayer(Layer, CacheLayerMixin):
             with torch.inference_mode(False):
                 self.log.add(evicted_by_token(keys, values, plan, self.reach))
         slot = plan.slot
-        if isinstance(slot, int):
-            keys.narrow(2, slot, 1).copy_(key_states)
-            values.narrow(2, slot, 1).copy_(value_states)
+        if slot.shape[0] == 1 and plan.active is None and not plan.may_be_sink:
+            keys.index_copy_(2, slot, key_states)
+            values.index_copy_(2, slot, value_states)
         else:
             put(keys, key_states, slot, plan.active)
             put(values, value_states, slot, plan.active)

@@ -74,9 +74,8 @@ def evicted_by_token(keys: torch.Tensor, values: torch.Tensor, plan: TokenPlan, 
     gone = positions >= reach.sink_size
     if plan.active is not None:
         gone = gone & plan.active[:, None]
-    slot = plan.slot
-    slots = torch.tensor([slot], dtype=torch.long, device=keys.device) if isinstance(slot, int) else slot
-    overwritten = take(keys, slots[:, None]), take(values, slots[:, None])
+    slot = plan.slot[:, None]
+    overwritten = take(keys, slot), take(values, slot)
     return Evicted(*overwritten, positions.masked_fill(~gone, NOWHERE), plan.position - plan.model_position)
 
 

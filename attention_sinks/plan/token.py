@@ -16,8 +16,8 @@ class TokenPlan:
 
     position: torch.Tensor
     """[R, 1], the stream position t of the new token."""
-    slot: int | torch.Tensor
-    """The slot that the new token is written to; a tensor [batch] when rows differ."""
+    slot: torch.Tensor
+    """[R], the slot that the new token is written to."""
     used: int
     """How many slots are in use. No row has a token in the others."""
     model_position: torch.Tensor
@@ -46,24 +46,20 @@ def plan_token(counters: Counters, active: torch.Tensor | None, reach: Reach) ->
     reach : Reach
         What the queries see.
     """
-    first, oldest, newest = counters.seen[0], min(counters.seen), max(counters.seen)
+    oldest, newest = min(counters.seen), max(counters.seen)
     alike = active is None and oldest == newest and min(counters.origin) == max(counters.origin)
     rows = 1 if alike else len(counters.seen)
-    numbers = counters.seen[:rows], counters.origin[:rows]
-    t, origin = torch.tensor(numbers, dtype=torch.long, device="cpu")[..., None]
+    first, ring = reach.sink_size, reach.window_size + 1
+    slots = [t if t < first else first + (t - first) % ring for t in counters.seen[:rows]]  # as `Reach.slot_of`
+    numbers = counters.seen[:rows], counters.origin[:rows], slots
+    t, origin, slot = torch.tensor(numbers, dtype=torch.long, device="cpu")[..., None]
     cached, model_position = t.clamp(max=reach.cached_size), t - origin
-    if not alike:
-        slot: int | torch.Tensor = reach.slot_of(t[:, 0])
-    elif first < reach.visible_size:
-        slot = first
-    else:
-        slot = reach.sink_size + (first - reach.sink_size) % (reach.window_size + 1)
     used = min(newest + 1, reach.visible_size)
     full = oldest >= used - 1 and not reach.chunked
     rotates_sinks = reach.sink_size > 0 and (max(counters.origin) > 0 or newest > reach.cached_size)
     return TokenPlan(
         position=t,
-        slot=slot,
+        slot=slot[:, 0],
         used=used,
         model_position=model_position,
         delta=model_position - cached if rotates_sinks else None,

@@ -206,9 +206,7 @@ def named_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def rotary_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Do nothing. Attention takes cosines and sines from its plan, since they do not follow from positions alone."""
-    if not hasattr(type(module), "_plain_class"):  # as `_lost_its_sinks`
-        return call_plain(module, *args, **kwargs)
-    return None
+    return call_plain(module, *args, **kwargs) if _lost_its_sinks(module) else None
 
 
 def attention_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
