@@ -49,23 +49,25 @@ def plan_token(counters: Counters, active: torch.Tensor | None, reach: Reach) ->
     oldest, newest = min(counters.seen), max(counters.seen)
     alike = active is None and oldest == newest and min(counters.origin) == max(counters.origin)
     rows = 1 if alike else len(counters.seen)
-    first, ring = reach.sink_size, reach.window_size + 1
-    slots = [t if t < first else first + (t - first) % ring for t in counters.seen[:rows]]  # as `Reach.slot_of`
-    numbers = counters.seen[:rows], counters.origin[:rows], slots
-    t, origin, slot = torch.tensor(numbers, dtype=torch.long, device="cpu")[..., None]
-    cached, model_position = t.clamp(max=reach.cached_size), t - origin
+    numbers = []
+    for t, origin in zip(counters.seen[:rows], counters.origin[:rows], strict=True):
+        slot = t if t < reach.sink_size else reach.sink_size + (t - reach.sink_size) % (reach.window_size + 1)
+        cached = min(t, reach.cached_size)
+        numbers.append((t, slot, t - origin, t - origin - cached, cached))
+    columns = torch.tensor(numbers, dtype=torch.long, device="cpu")
+    position, slots, model_position, delta, cache_position = columns[..., None].unbind(1)
     used = min(newest + 1, reach.visible_size)
     full = oldest >= used - 1 and not reach.chunked
     rotates_sinks = reach.sink_size > 0 and (max(counters.origin) > 0 or newest > reach.cached_size)
     return TokenPlan(
-        position=t,
-        slot=slot[:, 0],
+        position=position,
+        slot=slots[:, 0],
         used=used,
         model_position=model_position,
-        delta=model_position - cached if rotates_sinks else None,
-        cache_position=cached,
+        delta=delta if rotates_sinks else None,
+        cache_position=cache_position,
         active=active,
-        visible=None if full else visible_slots(t, used, reach)[:, None, None],
+        visible=None if full else visible_slots(position, used, reach)[:, None, None],
     )
 
 

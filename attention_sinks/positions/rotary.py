@@ -43,10 +43,11 @@ def _spread_halves(angles: torch.Tensor) -> torch.Tensor:
 def _rotate_halves(states: torch.Tensor, tables: Tables) -> torch.Tensor:
     cos, sin = tables[0].unsqueeze(1), tables[1].unsqueeze(1)
     width = cos.shape[-1]
-    rotating, rest = states[..., :width], states[..., width:]
+    whole = width == states.shape[-1]
+    rotating = states if whole else states[..., :width]
     first, second = rotating.chunk(2, dim=-1)
     rotated = rotating * cos + torch.cat((-second, first), dim=-1) * sin
-    rotated = torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
+    rotated = rotated if whole else torch.cat((rotated, states[..., width:]), dim=-1)
     return rotated.to(states.dtype)
 
 
@@ -61,10 +62,11 @@ def _spread_neighbours(angles: torch.Tensor) -> torch.Tensor:
 def _rotate_neighbours(states: torch.Tensor, tables: Tables) -> torch.Tensor:
     cos, sin = tables[0].unsqueeze(1), tables[1].unsqueeze(1)
     width = cos.shape[-1]
-    rotating, rest = states[..., :width], states[..., width:]
+    whole = width == states.shape[-1]
+    rotating = states if whole else states[..., :width]
     even, odd = rotating[..., ::2], rotating[..., 1::2]
     rotated = rotating * cos + torch.stack((-odd, even), dim=-1).flatten(-2) * sin
-    rotated = torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
+    rotated = rotated if whole else torch.cat((rotated, states[..., width:]), dim=-1)
     return rotated.to(states.dtype)
 
 
@@ -159,28 +161,50 @@ class Rotary:
 
     def tables(self, positions: torch.Tensor) -> Tables:
         """Return cosines and sines of `positions` [R, n], each [R, n, d] float32."""
-        where = self.frequencies
-        angles = self.pairing.spread(_angles(positions, getattr(where.holder, where.inv_freq)))
-        return angles.cos().float(), angles.sin().float()
+        cos, sin = self._cosines_and_sines(positions)
+        return cos.float(), sin.float()
 
     def embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> Any:
         """Return the positions that the model's own attention receives, with the module's factor on them.
 
         As a rule they are cosines and sines [R, n, d] in `dtype`, the dtype of the model.
         """
-        where = self.frequencies
-        angles = _angles(positions, getattr(where.holder, where.inv_freq))
-        scaling = getattr(where.holder, where.scaling)
         if self.pairing.embed is not None:
-            return self.pairing.embed(angles, scaling, dtype)
-        angles = self.pairing.spread(angles)
-        return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+            return self.pairing.embed(self._angles(positions), self._scaling, dtype)
+        cos, sin = self._cosines_and_sines(positions)
+        return _scaled(cos, self._scaling, dtype), _scaled(sin, self._scaling, dtype)
+
+    def embeddings_and_tables(
+        self, positions: torch.Tensor, dtype: torch.dtype, others: torch.Tensor
+    ) -> tuple[Any, Tables]:
+        """Return `embeddings(positions, dtype)` and `tables(others)`, `others` [R, m], from angles made together."""
+        if self.pairing.embed is not None:
+            return self.embeddings(positions, dtype), self.tables(others)
+        sizes = [positions.shape[1], others.shape[1]]
+        (cos, other_cos), (sin, other_sin) = (
+            table.split(sizes, dim=1) for table in self._cosines_and_sines(torch.cat((positions, others), dim=1))
+        )
+        embeddings = _scaled(cos, self._scaling, dtype), _scaled(sin, self._scaling, dtype)
+        return embeddings, (other_cos.float(), other_sin.float())
+
+    @property
+    def _scaling(self) -> float:
+        scaling: float = getattr(self.frequencies.holder, self.frequencies.scaling)
+        return scaling
+
+    def _angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return angles [R, n, pairs] in float64, or in float32 on a device without it.
+
+        In float32, angles are wrong by 1e-4 after some thousand positions.
+        """
+        inv_freq: torch.Tensor = getattr(self.frequencies.holder, self.frequencies.inv_freq)
+        wide = torch.float32 if positions.device.type == "mps" else torch.float64
+        return positions[..., None].to(wide) * inv_freq.to(positions.device, wide)
+
+    def _cosines_and_sines(self, positions: torch.Tensor) -> Tables:
+        angles = self.pairing.spread(self._angles(positions))
+        return angles.cos(), angles.sin()
 
 
-def _angles(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """Return angles [R, n, pairs] in float64, or in float32 on a device without it.
-
-    In float32, angles are wrong by 1e-4 after some thousand positions.
-    """
-    wide = torch.float32 if positions.device.type == "mps" else torch.float64
-    return positions[..., None].to(wide) * frequencies.to(positions.device, wide)
+def _scaled(table: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
+    return (table if scaling == 1 else table * scaling).to(dtype)

@@ -73,8 +73,10 @@ class BoundCache:
             delta = plan.delta if position.rotates else None
             if delta is not None and isinstance(plan, BlockPlan):
                 delta = -delta  # a block rotates its queries towards the sinks, not the sinks towards its queries
-            embeddings = position.embeddings(plan.model_position, like.dtype)
-            sink_rotation = None if delta is None else position.tables(delta)
+            if delta is None:
+                embeddings, sink_rotation = position.embeddings(plan.model_position, like.dtype), None
+            else:
+                embeddings, sink_rotation = position.embeddings_and_tables(plan.model_position, like.dtype, delta)
             rotate = position.pairing.rotate
             return LayerPlan(reach, plan, implementation, embeddings, sink_rotation, rotate, rotary=position)
         if isinstance(position, Alibi):
