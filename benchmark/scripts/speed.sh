@@ -12,8 +12,7 @@ original=${ORIGINAL:-.venv-original}
 # The environment of 0.4.0: Python 3.8 to 3.11, for which there are wheels of tokenizers 0.14.
 if [ ! -x "$original/bin/python" ]; then
   "${ORIGINAL_PYTHON:-python3.11}" -m venv "$original"
-  "$original/bin/python" -m pip install --quiet --constraint constraints.txt torch "numpy<2" einops \
-    attention_sinks==0.4.0
+  "$original/bin/python" -m pip install --quiet "$(grep '^torch==' constraints.txt)" "numpy<2" einops attention_sinks==0.4.0
 fi
 
 "$python" -m benchmark.speed.speed --shape smollm2-135m --device cpu --compiled --original "$original/bin/python" "$@"
