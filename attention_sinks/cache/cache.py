@@ -106,7 +106,8 @@ class AttentionSinkKVCache(Cache):
     @property
     def can_step_in_graph(self) -> bool:
         """Whether the next step can be compiled. The first call of a stream, which makes the buffers, cannot."""
-        return self.is_compileable and self.is_initialized
+        free = self.streams.call is None and self.streams.unfinished is None
+        return free and self.is_compileable and self.is_initialized
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -192,6 +193,7 @@ class AttentionSinkKVCache(Cache):
             For a positive number, or for more columns than can be taken back; the cache is then as it was.
         """
         columns = -operator.index(tokens_to_remove)
+        self.streams.settle()
         if columns < 0:
             raise ValueError(
                 f"crop({-columns}) is not supported: pass a negative number, crop({columns}) takes {-columns} back."
@@ -240,6 +242,7 @@ class AttentionSinkKVCache(Cache):
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the cache as tensors by name and plain data, from which `from_snapshot` makes it again."""
+        self.streams.settle()
         self.stack.check_has_no_states("save")
         return take_snapshot(self.settings, self.stack, self._owner())
 
@@ -280,6 +283,7 @@ class AttentionSinkKVCache(Cache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionSinkKVCache:
         """Fork the streams: both caches go on from here. A cache copied along with its model serves that copy."""
+        self.streams.settle()
         fork = memo[id(self)] = type(self).__new__(type(self))
         for name, value in self.__dict__.items():
             fork.__dict__[name] = value if name == "_model" else copy.deepcopy(value, memo)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,15 @@ from ..plan.reach import Reach
 from ..positions.schemes import Position
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 class Layer:
     """A layer of a sink cache. It overrides the methods that concern it; the others do nothing.
+
+    An exception may strike `commit`, `discard`, `record`, `trim`, `reset`, `select` and what `take_back` returns at any
+    line. They are then called again, with the same arguments.
 
     Attributes
     ----------
@@ -65,8 +72,9 @@ class Layer:
     def trim(self, columns: int) -> None:
         """Keep no more of what was recorded than the last `columns` columns."""
 
-    def take_back(self, before: Counters, after: Counters, position: Position) -> None:
-        """Take the streams back from `before` to `after`, where they stood some columns ago."""
+    def take_back(self, before: Counters, after: Counters, position: Position) -> Callable[[], None]:
+        """Return what takes the layer back from `before` to `after`, where the streams stood some columns ago."""
+        return nothing
 
     def restore(self, tensors: Sequence[torch.Tensor]) -> None:
         """Hold copies of `tensors`, which a layer like this one stored."""
@@ -80,6 +88,10 @@ class Layer:
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows at `indices` [new batch], in that order."""
+        self.select(indices, object())
+
+    def select(self, indices: torch.Tensor, act: object) -> None:
+        """Keep the rows at `indices` [new batch], in that order, unless the layer has done so in the same `act`."""
 
 
 class EmptyLayer(Layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -18,7 +19,8 @@ from .stream_state import COMMITTED_COLUMNS, StreamState
 class LayerStack:
     """The layers of one cache and the streams that they hold. It knows neither the model nor the user's settings.
 
-    A call begins with `begin` and ends with `commit_step`, `commit` or, when it breaks off, `discard`.
+    A call begins with `begin` and ends with `end`, and `commit_step` or `commit` comes between when it does not break
+    off. Every change is one act, as `StreamState` describes.
 
     Parameters
     ----------
@@ -52,10 +54,19 @@ class LayerStack:
 
     # ---- the course of a call
 
-    def begin(self) -> None:
-        """Remember what the call that begins now may change in place."""
+    def begin(self, call: object, columns: int) -> None:
+        """Prepare for `call`, which has `columns` columns and may break off."""
+        self.streams.settle()
+        self._begin(call, columns)
+
+    def _begin(self, call: object, columns: int) -> None:
         for layer in self._states_layers:
             layer.begin()
+        self.streams.begin(call, partial(self._discard, columns))
+
+    def end(self, call: object) -> None:
+        """Leave the streams as they were before `call` when it broke off."""
+        self.streams.end(call)
 
     def rebase(self, shift: Sequence[int], positions: Sequence[Position]) -> None:
         """Rotate the recent keys of each row back by `shift[row]`, by which its origin moves.
@@ -88,24 +99,36 @@ class LayerStack:
                 alike[group, layer.sinks.shape, layer.sinks.dtype, layer.sinks.device].append(layer)
         self._rotated_together = [(self.layers.index(layers[0]), layers) for layers in alike.values()]
 
-    def commit_step(self, real: torch.Tensor | None, device: torch.device) -> None:
+    def commit_step(self, real: torch.Tensor | None) -> None:
         """Keep a step, which has written its tokens in place; `real` [batch, 1] says whose they are (None: all)."""
         recording = self.is_recording
-        for layer in self.layers if self._has_log else self._states_layers:
-            layer.commit()
+        layers = self.layers if self._has_log else self._states_layers
+        self._check_not_reset()
+        self.streams.change(self.streams.after_step(real, recording), partial(_commit, layers) if layers else None)
         self._has_log = recording
-        self.streams.step(real, recording, device)
 
     def commit(self, counters: Counters, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
         """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `counters`."""
-        with torch.no_grad():
-            for layer in self.layers:
-                layer.commit()
+        self._check_not_reset()
+        standing = self.streams.after(counters, columns, real, self.is_recording)
+        self.streams.change(standing, self._commit, device)
+
+    def commit_rebase(self, counters: Counters) -> None:
+        """Keep what `rebase` has rotated, in the middle of a step. It stays also when the step breaks off."""
+        call = self.streams.call
+        self.commit(counters, 0, None, self._sink_layers[0].sinks.device)
+        self._begin(call, 1)
+
+    def _commit(self) -> None:
+        _commit(self.layers)
         if not self._rotated_together:
             self.group_sinks()
-        self.streams.advance(counters, columns, real, self.is_recording, device)
 
-    def discard(self, columns: int) -> None:
+    def _check_not_reset(self) -> None:
+        if self.streams.call is None:
+            raise RuntimeError("cache was reset while a call streamed through it; what the call brought is lost.")
+
+    def _discard(self, columns: int) -> None:
         """Leave the streams as they were before a call of `columns` columns, which broke off."""
         with torch.no_grad():
             for layer in self.layers:
@@ -116,17 +139,24 @@ class LayerStack:
     # ---- between calls
 
     def reset(self) -> None:
-        """Forget all streams."""
-        self.streams.clear()
+        """Forget all streams, also those of a call that never ended."""
+        self.streams.clear(self._forget)
+
+    def _forget(self) -> None:
         self._rotated_together = []
         for layer in self.layers:
             layer.reset()
 
     def select(self, indices: torch.Tensor) -> None:
         """Keep the rows at `indices` [new batch] int64, in that order."""
-        self.streams.select(indices.tolist())
+        self.streams.settle()
+        now, rows = self.streams.now(), indices.tolist()
+        standing = None if now is None else (now[0].select(rows), now[1].select(rows))
+        self.streams.change(standing, partial(self._select, indices, object()))
+
+    def _select(self, indices: torch.Tensor, act: object) -> None:
         for layer in self.layers:
-            layer.batch_select_indices(indices)
+            layer.select(indices, act)
 
     # ---- taking columns back
 
@@ -137,29 +167,37 @@ class LayerStack:
 
     def record(self, recording: bool) -> None:
         """From now on keep what leaves the window, or let go of what was kept."""
+        self.streams.settle()
         self._has_log = self._has_log or recording
+        standing = self.streams.now() if recording else self.streams.recorded(0)
+        self.streams.change(standing, partial(self._record, recording))
+
+    def _record(self, recording: bool) -> None:
         for layer in self.layers:
             layer.record(recording)
-        if not recording:
-            self.streams.forget(0)
 
     def take_back(self, columns: int, positions: Sequence[Position]) -> None:
         """Take the last `columns` columns back, as many as are returnable; `positions` are those of the layers."""
+        self.streams.settle()
         now = self.streams.now()
         assert now is not None  # there are columns to take back
         before, history = now
         after = before.back(history.count(columns), max(layer.reach.cached_size for layer in self._sink_layers))
         with torch.no_grad():
-            for layer, position in zip(self.layers, positions, strict=True):
-                layer.take_back(before, after, position)
-        self.streams.back(after, columns)
+            changes = [
+                layer.take_back(before, after, position) for layer, position in zip(self.layers, positions, strict=True)
+            ]
+        self.streams.change((after, history.back(after, columns)), partial(_make, changes))
 
     def trim(self) -> None:
         """Let go of what was recorded, except for the last columns."""
+        self.streams.settle()
         if self.is_recording:
-            for layer in self.layers:
-                layer.trim(COMMITTED_COLUMNS)
-            self.streams.forget(COMMITTED_COLUMNS)
+            self.streams.change(self.streams.recorded(COMMITTED_COLUMNS), self._trim)
+
+    def _trim(self) -> None:
+        for layer in self.layers:
+            layer.trim(COMMITTED_COLUMNS)
 
     def check_has_no_states(self, action: str) -> None:
         """Raise NotImplementedError when a layer keeps what `action` can neither take back nor store."""
@@ -169,3 +207,15 @@ class LayerStack:
                     f"{action} is not supported: layer {index} keeps a {type(layer).__name__}, whose state cannot be "
                     "taken back or stored; use copy.deepcopy(cache) instead."
                 )
+
+
+def _commit(layers: Sequence[Layer]) -> None:
+    with torch.no_grad():
+        for layer in layers:
+            layer.commit()
+
+
+def _make(changes: Sequence[Callable[[], None]]) -> None:
+    with torch.no_grad():
+        for change in changes:
+            change()

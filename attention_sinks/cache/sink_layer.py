@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,16 @@ from ..plan.reach import Reach
 from ..plan.token import TokenPlan
 from ..positions.schemes import Position
 from .columns import KeysValues, put, rotated, take
-from .layer import Layer
+from .layer import Layer, nothing
 from .stream_state import StreamState
-from .undo import NOWHERE, UndoLog, evicted_by_block, evicted_by_token
+from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 
 NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 """It holds the place of a buffer that the first call will make."""
+
+
+Buffers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Keys, values and sinks."""
 
 
 class SinkLayer(Layer, CacheLayerMixin):
@@ -56,8 +61,9 @@ class SinkLayer(Layer, CacheLayerMixin):
         self.reach: Reach = reach
         self.streams, self.rotates = streams, rotates
         self.sinks = self.sink_slots = NOTHING
-        self.pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.pending: Buffers | None = None
         self.log = UndoLog()
+        self._act: object = None  # the last selection of rows, which is not done twice
 
     # ---- which part is rotated
 
@@ -72,7 +78,7 @@ class SinkLayer(Layer, CacheLayerMixin):
     # ---- its buffers
 
     @property
-    def buffers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def buffers(self) -> Buffers:
         """Keys, values and sinks."""
         assert self.keys is not None and self.values is not None  # asked for only once they are made
         return self.keys, self.values, self.sinks
@@ -86,39 +92,52 @@ class SinkLayer(Layer, CacheLayerMixin):
         return self.log.tensors
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        slots, sinks = self.reach.visible_size, self.reach.sink_size if self.rotates else 0
-        like = (key_states, slots), (value_states, slots), (self.rotated_part(key_states, value_states), sinks)
+        size, sink_size = self.reach.visible_size, self.reach.sink_size if self.rotates else 0
+        like = (key_states, size), (value_states, size), (self.rotated_part(key_states, value_states), sink_size)
         with torch.inference_mode(False):
-            self._hold(*(_zeros(states, size) for states, size in like))
+            keys, values, sinks = [_zeros(states, slots) for states, slots in like]
+            self._hold(keys, values, sinks)
 
-    def _hold(self, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor) -> None:
-        """These are the buffers from now on."""
-        self.keys, self.values, self.sinks = keys, values, sinks
+    def _hold(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        sinks: torch.Tensor,
+        log: UndoLog | None = None,
+        act: object = None,
+    ) -> None:
+        """From now on these are the buffers, and this is the log after the selection `act`."""
         with torch.inference_mode(False), torch.no_grad():
-            self.sink_slots = self.rotated_part(keys, values).narrow(2, 0, self.reach.sink_size)
-        self.dtype, self.device = keys.dtype, keys.device
-        self.is_initialized = True
+            slots = self.rotated_part(keys, values).narrow(2, 0, self.reach.sink_size)
         if keys.device.type == "cuda":  # a CUDA graph would copy what it does not know to stay where it is
-            for buffer in self.buffers:
+            for buffer in (keys, values, sinks):
                 torch._dynamo.mark_static_address(buffer)
+        log = self.log if log is None else log
+        self.dtype, self.device = keys.dtype, keys.device
+        self.keys, self.values, self.sinks, self.sink_slots, self.log, self._act, self.is_initialized = (
+            *(keys, values, sinks, slots, log, act),
+            True,
+        )
 
     def restore(self, tensors: Sequence[torch.Tensor]) -> None:
         with torch.inference_mode(False):
-            self._hold(*(tensor.clone() for tensor in tensors))
+            keys, values, sinks = (tensor.clone() for tensor in tensors)
+            self._hold(keys, values, sinks)
 
     def reset(self) -> None:
         self.keys = self.values = self.pending = None
         self.sinks = self.sink_slots = NOTHING
-        self.log.clear()
+        self.log = UndoLog()
         self.is_initialized = False
         super().reset()
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        if self.is_initialized:
+    def select(self, indices: torch.Tensor, act: object) -> None:
+        if self.is_initialized and self._act is not act:
             with torch.inference_mode(False):
-                self._hold(*(buffer.index_select(0, indices.to(buffer.device)) for buffer in self.buffers))
-                self.log.select(indices.to(self.sinks.device))
-        super().batch_select_indices(indices)
+                keys, values, sinks = [buffer.index_select(0, indices.to(buffer.device)) for buffer in self.buffers]
+                log = self.log.select(indices.to(keys.device))
+            self._hold(keys, values, sinks, log, act)
+        super().select(indices, act)
 
     # ---- a call
 
@@ -143,7 +162,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         assert keys is not None and values is not None  # the first call of a stream has a block plan
         if self.record_past:
             with torch.inference_mode(False):
-                self.log.add(evicted_by_token(keys, values, plan, self.reach))
+                self.log = self.log.add(evicted_by_token(keys, values, plan, self.reach))
         slot = plan.slot
         if slot.shape[0] == 1 and plan.active is None and not plan.may_be_sink:
             keys.index_copy_(2, slot, key_states)
@@ -179,12 +198,10 @@ class SinkLayer(Layer, CacheLayerMixin):
             self.pending = after
             if self.record_past:
                 ring = None if before is None else before[:2]
-                self.log.add(evicted_by_block(ring, (key, value), plan, self.reach))
+                self.log = self.log.add(evicted_by_block(ring, (key, value), plan, self.reach))
         return key, value
 
-    def _past(
-        self, buffers: tuple[torch.Tensor, torch.Tensor, torch.Tensor], slots: torch.Tensor
-    ) -> tuple[KeysValues, KeysValues]:
+    def _past(self, buffers: Buffers, slots: torch.Tensor) -> tuple[KeysValues, KeysValues]:
         """Return what is cached: the sinks as they first were, and the window in `slots` from old to new."""
         keys, values, sinks = buffers
         size = self.reach.sink_size
@@ -206,9 +223,9 @@ class SinkLayer(Layer, CacheLayerMixin):
 
     def commit(self) -> None:
         if self.record_past:
-            self.log.commit()
+            self.log = self.log.commit()
         elif self.log:  # Transformers has switched recording off
-            self.log.clear()
+            self.log = UndoLog()
         if self.pending is not None:
             if not self.is_initialized:
                 self._hold(*self.pending)
@@ -222,7 +239,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         if self.pending is None:  # a step writes in place
             for evicted in self.log.new:
                 evicted.put_back(*self.buffers[:2], self.reach)
-        self.log.new.clear()
+        self.log = replace(self.log, new=())
         self.pending = None
         super().discard()
 
@@ -231,29 +248,44 @@ class SinkLayer(Layer, CacheLayerMixin):
     def record(self, recording: bool) -> None:
         self.record_past = recording
         if not recording:
-            self.log.clear()
+            self.log = UndoLog()
 
     def trim(self, columns: int) -> None:
-        self.log.trim(columns)
+        self.log = self.log.trim(columns)
 
-    def take_back(self, before: Counters, after: Counters, position: Position) -> None:
+    def take_back(self, before: Counters, after: Counters, position: Position) -> Callable[[], None]:
         if not self.is_initialized:
-            return
-        keys, values, sinks = self.buffers
+            return nothing
+        keys, values, _ = self.buffers
         seen, origin = _column(after.seen, keys.device), _column(after.origin, keys.device)
+        ring = None
         if self.rotates and before.origin != after.origin:
             ring = self.rotated_part(keys, values)[:, :, self.reach.sink_size :]
-            ring.copy_(rotated(ring, position, _column(before.origin, ring.device) - origin))
-        for evicted in self.log.take_back(seen - self.reach.window_size - 1):
-            evicted = replace(evicted, positions=evicted.positions.masked_fill(evicted.positions >= seen, NOWHERE))
-            shift = evicted.origin - origin
-            if self.rotates and bool(shift.any()):
-                part = rotated(self.rotated_part(evicted.keys, evicted.values), position, shift)
-                old_keys, old_values = self.with_rotated_part(part, evicted.keys, evicted.values)
-                evicted = replace(evicted, keys=old_keys, values=old_values)
+            ring = rotated(ring, position, _column(before.origin, ring.device) - origin)
+        log, returned = self.log.take_back(seen - self.reach.window_size - 1)
+        lost = [
+            replace(each, positions=each.positions.masked_fill(each.positions >= seen, NOWHERE)) for each in returned
+        ]
+        return partial(self._put_back, ring, [self._moved(each, position, each.origin - origin) for each in lost], log)
+
+    def _moved(self, evicted: Evicted, position: Position, shift: torch.Tensor) -> Evicted:
+        """Return `evicted` with its keys rotated by `shift` [R, 1]."""
+        if not self.rotates or not bool(shift.any()):
+            return evicted
+        part = rotated(self.rotated_part(evicted.keys, evicted.values), position, shift)
+        keys, values = self.with_rotated_part(part, evicted.keys, evicted.values)
+        return replace(evicted, keys=keys, values=values)
+
+    def _put_back(self, ring: torch.Tensor | None, lost: Sequence[Evicted], log: UndoLog) -> None:
+        """Write a rotated ring, if there is one, and the tokens that were lost; `log` is the log without them."""
+        keys, values, sinks = self.buffers
+        if ring is not None:
+            self.rotated_part(keys, values)[:, :, self.reach.sink_size :].copy_(ring)
+        for evicted in lost:
             evicted.put_back(keys, values, self.reach)
         if self.rotates:
             self.sink_slots.copy_(sinks)
+        self.log = log
 
     # ---- what Transformers asks of a layer
 

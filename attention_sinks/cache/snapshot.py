@@ -102,8 +102,7 @@ def restore_snapshot(
     bits = tuple(int(text, 16) for text in rows["tokens"])
     history = History(stack.streams.room, state["columns"], rows["remembered"], bits, tuple(rows["floor"]))
     counters = Counters(tuple(rows["seen"]), tuple(rows["base"]))
-    stack.streams.stand(counters, history, devices.get(0, torch.device("cpu")))
-    stack.group_sinks()
+    stack.streams.change((counters, history), stack.group_sinks, devices.get(0, torch.device("cpu")))
 
 
 def _reach_of(layer: Layer) -> list[int | bool] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers.cache_utils import LinearAttentionLayer
@@ -33,6 +33,7 @@ class StatesLayer(Layer, LinearAttentionLayer):
 
     keeps_states = True
     before: dict[str, Any] | None = None
+    _states_act: object = None
 
     def __init__(self, number_of_states: int) -> None:
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
@@ -63,9 +64,18 @@ class StatesLayer(Layer, LinearAttentionLayer):
     def reset(self) -> None:
         LinearAttentionLayer.__init__(self, number_of_states=self.number_of_states)
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
+    def select(self, indices: torch.Tensor, act: object) -> None:
+        if self._states_act is act:
+            return
         with torch.inference_mode(False):
-            LinearAttentionLayer.reorder_cache(self, cast(torch.LongTensor, indices))
+            selected = [
+                {
+                    key: None if state is None else state.index_select(0, indices.to(state.device))
+                    for key, state in getattr(self, name).items()
+                }
+                for name in STATE_TENSORS
+            ]
+        (self.conv_states, self.recurrent_states), self._states_act = selected, act
 
 
 class SinkAndStatesLayer(SinkLayer, StatesLayer):

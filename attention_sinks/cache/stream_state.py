@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -112,8 +114,16 @@ class History:
         return replace(self, tokens=tuple(self.tokens[i] for i in indices), floor=tuple(self.floor[i] for i in indices))
 
 
+Standing = tuple[Counters, History]
+"""Where streams stand."""
+
+
 class StreamState:
     """The counters and the history of one cache, which its layers share.
+
+    A change is one act. The streams move in one line, and the same line says what has to follow in the layers and on
+    the device. An exception before that line has changed nothing; an exception after it leaves something `unfinished`,
+    which is done before anything else is done with the cache. Whatever is unfinished may be done twice.
 
     Attributes
     ----------
@@ -123,13 +133,82 @@ class StreamState:
         The counters as tensors, for compiled steps. None until the first call fixes the batch size.
     ahead : bool
         Whether compiled steps have moved the tensors on since the host last wrote them.
+    unfinished : callable or None
+        What an exception has left to do.
+    call : object
+        The call that is under way, which nobody may disturb; None between calls.
     """
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.device: DeviceCounters | None = None
         self.ahead = False
-        self._written: tuple[Counters, History] | None = None  # as the host last knew them
+        self.unfinished: Callable[[], None] | None = None
+        self.call: object = None
+        self._written: Standing | None = None  # as the host last knew them
+
+    # ---- one act
+
+    def settle(self) -> None:
+        """Finish what an exception has left to do.
+
+        Raises
+        ------
+        RuntimeError
+            When a call is under way.
+        """
+        if self.call is not None:
+            raise RuntimeError(
+                "cache is in use: a call that streams through it has not ended, in another thread or around this one. "
+                "Wait for it, or give every thread a cache of its own. If there is none, because an exception has "
+                "struck while a call was ended, reset() the cache or load a saved one."
+            )
+        self._finish()
+
+    def _finish(self) -> None:
+        unfinished = self.unfinished
+        if unfinished is not None:
+            unfinished()
+            self.unfinished = None
+
+    def begin(self, call: object, undo: Callable[[], None]) -> None:
+        """Note that `call` is under way, and what undoes it when it breaks off."""
+        self.call, self.unfinished = call, undo
+
+    def end(self, call: object) -> None:
+        """Note that `call` is over. When it has broken off, it is undone; when it was done, nothing of it is left."""
+        if self.call is call:
+            self.call = None
+            self._finish()
+
+    def change(
+        self, standing: Standing | None, layers: Callable[[], None] | None, device: torch.device | None = None
+    ) -> None:
+        """Move the streams to `standing`, None for none.
+
+        `layers` does what has to follow in the layers and may be called twice. `device` is where compiled steps count.
+        """
+        before = None if self.ahead else self._written
+        quick = before is not None and standing is not None and _differ_in_one_number(before[0], standing[0])
+        follow = partial(self._follow, layers, quick, device)
+        self._written, self.ahead, self.unfinished = standing, False, follow
+        self._finish()
+
+    def _follow(self, layers: Callable[[], None] | None, quick: bool, device: torch.device | None) -> None:
+        """Let the layers and the counters on the device follow; `quick` says that these differ in one number alone."""
+        if layers is not None:
+            layers()
+        if self._written is None:
+            return
+        counters, _ = self._written
+        if self.device is None or self.device.seen.shape[0] != len(counters.seen):
+            device = self.device.seen.device if device is None and self.device is not None else device
+            assert device is not None  # the first call names the device
+            self.device = DeviceCounters(counters, self.room, device)
+        elif quick:
+            self.device.seen.fill_(counters.seen[0])
+        else:
+            self.device.set(counters)
 
     # ---- where the streams stand; reading changes nothing
 
@@ -165,70 +244,45 @@ class StreamState:
         now = self.now()
         return 0 if now is None else now[1].available(now[0])
 
-    # ---- what moves them
+    # ---- where they will stand
 
-    def stand(self, counters: Counters, history: History, device: torch.device | None = None) -> None:
-        """Set the streams to `counters` and `history`; `device` is where compiled steps count."""
-        self._written, self.ahead = (counters, history), False
-        if self.device is not None and len(self.device.seen) == len(counters):
-            self.device.set(counters)
-            return
-        if device is None:
-            assert self.device is not None  # the first call names the device
-            device = self.device.seen.device
-        self.device = DeviceCounters(counters, self.room, device)
+    def after(self, counters: Counters, columns: int, real: torch.Tensor | None, recording: bool) -> Standing:
+        """Return where the streams stand after a call of `columns` columns, `real` of them tokens (None: all)."""
+        before, history = self.now() or (Counters.empty(len(counters)), History.empty(len(counters), self.room))
+        return counters, history.advance(before, counters, columns, real, recording)
 
-    def advance(
-        self, after: Counters, columns: int, real: torch.Tensor | None, recording: bool, device: torch.device
-    ) -> None:
-        """Move the streams to `after` by a call of `columns` columns, of which `real` are tokens (None: all)."""
-        before, history = self.now() or (Counters.empty(len(after)), History.empty(len(after), self.room))
-        history = history.advance(before, after, columns, real, recording)
-        if real is None and self.device is not None and not self.ahead and after.origin == before.origin:
-            self._written = after, history
-            self.device.seen.add_(columns)
-        else:
-            self.stand(after, history, device)
-
-    def step(self, real: torch.Tensor | None, recording: bool, device: torch.device) -> None:
-        """Move the streams by one column, a token of the rows where `real` [batch, 1] says so (None: all)."""
+    def after_step(self, real: torch.Tensor | None, recording: bool) -> Standing:
+        """Return where they stand after one column, a token of the rows where `real` [batch, 1] says so (None: all)."""
         now = self.now()
         assert now is not None  # the first call of a stream is no step
-        before, _ = now
+        before, history = now
         if real is None:
             after = Counters(tuple([t + 1 for t in before.seen]), before.origin)
         else:
             after = before.advance(real[:, 0].tolist())
-        self.advance(after, 1, real, recording, device)
+        return after, history.advance(before, after, 1, real, recording)
 
-    def back(self, counters: Counters, columns: int) -> None:
-        """Move the streams back to `counters`, where they stood before their last `columns` columns."""
+    def recorded(self, columns: int) -> Standing | None:
+        """Return where they stand when no more of what was recorded is kept than the last `columns` columns."""
         now = self.now()
-        assert now is not None  # there are columns to take back
-        self.stand(counters, now[1].back(counters, columns))
-
-    def forget(self, columns: int) -> None:
-        """Keep no more of what was recorded than the last `columns` columns."""
-        if (now := self.now()) is not None:
-            counters, history = now
-            self.stand(counters, history.with_log_of(columns, counters))
+        return None if now is None else (now[0], now[1].with_log_of(columns, now[0]))
 
     def lose_evicted(self) -> None:
-        """Note that a call that broke off has written over the tokens evicted last."""
+        """Note that a call that broke off has written over the tokens evicted last. It may be noted twice."""
         if (now := self.now()) is not None:
             counters, history = now
-            self.stand(counters, history.without_evicted(counters))
+            self._written, self.ahead = (counters, history.without_evicted(counters)), False
+            assert self.device is not None  # it was made by the first call
+            self.device.set(counters)
 
-    def select(self, indices: list[int]) -> None:
-        """Keep the rows at `indices`, in that order."""
-        if (now := self.now()) is not None:
-            counters, history = now
-            self.stand(counters.select(indices), history.select(indices))
+    def clear(self, layers: Callable[[], None]) -> None:
+        """Forget all streams, then do `layers`; the next call may bring another batch size."""
+        self._written, self.device, self.ahead, self.call, self.unfinished = None, None, False, None, layers
+        self._finish()
 
-    def clear(self) -> None:
-        """Forget all streams; the next call may bring another batch size."""
-        self._written = self.device = None
-        self.ahead = False
+
+def _differ_in_one_number(before: Counters, after: Counters) -> bool:
+    return before.origin == after.origin and min(after.seen) == max(after.seen)
 
 
 def _as_bits(tokens: list[bool]) -> int:

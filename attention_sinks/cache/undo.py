@@ -110,21 +110,23 @@ def evicted_by_block(ring: KeysValues | None, layout: KeysValues, plan: BlockPla
     return Evicted(keys, values, positions.masked_fill(~gone, NOWHERE), last - plan.model_position[:, -1:])
 
 
+@dataclass(frozen=True)
 class UndoLog:
-    """The evicted tokens of one layer, from old to new.
+    """The evicted tokens of one layer, from old to new. It is immutable: a layer changes its log in one assignment.
 
     Attributes
     ----------
-    past : list of Evicted
+    past : tuple of Evicted
         What earlier calls pushed out.
-    new : list of Evicted
+    new : tuple of Evicted
         What the call under way has pushed out.
+    columns : int
+        How many columns `past` has.
     """
 
-    def __init__(self) -> None:
-        self.past: list[Evicted] = []
-        self.new: list[Evicted] = []
-        self._columns = 0
+    past: tuple[Evicted, ...] = ()
+    new: tuple[Evicted, ...] = ()
+    columns: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.past or self.new)
@@ -133,38 +135,36 @@ class UndoLog:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return tuple(tensor for evicted in (*self.past, *self.new) for tensor in evicted.tensors)
 
-    def add(self, evicted: Evicted | None) -> None:
-        """Note what the call under way pushes out, but no more of a long call than can be asked for."""
-        if evicted is not None:
-            self.new.append(evicted)
-            while sum(part.columns for part in self.new[1:]) >= RECORDED_COLUMNS:
-                self.new.pop(0)
+    def add(self, evicted: Evicted | None) -> UndoLog:
+        """Return the log when the call under way pushes this out, too, but no more than can be asked for."""
+        if evicted is None:
+            return self
+        new = (*self.new, evicted)
+        while sum(part.columns for part in new[1:]) >= RECORDED_COLUMNS:
+            new = new[1:]
+        return replace(self, new=new)
 
-    def commit(self) -> None:
-        """Add what the call pushed out to the past, now that the call is done, and let go of the oldest tokens."""
-        for evicted in self.new:
-            self.past.append(evicted)
-            self._columns += evicted.columns
-        self.new.clear()
-        self.trim(RECORDED_COLUMNS)
+    def commit(self) -> UndoLog:
+        """Return the log when the call is done: what it pushed out is past, and the oldest tokens are let go of."""
+        columns = self.columns + sum(evicted.columns for evicted in self.new)
+        return UndoLog((*self.past, *self.new), (), columns).trim(RECORDED_COLUMNS)
 
-    def trim(self, columns: int) -> None:
-        """Let go of calls all of whose tokens were evicted before the last `columns` columns."""
-        while self.past and self._columns - self.past[0].columns >= columns:
-            self._columns -= self.past.pop(0).columns
+    def trim(self, columns: int) -> UndoLog:
+        """Return the log without calls all of whose tokens were evicted before the last `columns` columns."""
+        left, gone = self.columns, 0
+        while gone < len(self.past) and left - self.past[gone].columns >= columns:
+            left -= self.past[gone].columns
+            gone += 1
+        return UndoLog(self.past[gone:], self.new, left)
 
-    def clear(self) -> None:
-        self.past.clear()
-        self.new.clear()
-        self._columns = 0
-
-    def take_back(self, oldest: torch.Tensor) -> list[Evicted]:
-        """Give up and return every token at a stream position from `oldest` [batch, 1] on, from old to new."""
+    def take_back(self, oldest: torch.Tensor) -> tuple[UndoLog, list[Evicted]]:
+        """Return the log without the tokens at a stream position from `oldest` [batch, 1] on, and these, old to new."""
+        past, columns = list(self.past), self.columns
         returned, stays = [], []
         done = torch.zeros_like(oldest, dtype=torch.bool)  # rows with an older token: what lies before is older still
-        while self.past and not done.all():
-            evicted = self.past.pop()
-            self._columns -= evicted.columns
+        while past and not done.all():
+            evicted = past.pop()
+            columns -= evicted.columns
             positions = evicted.positions.expand(oldest.shape[0], -1)
             back = positions >= oldest
             rest = positions.masked_fill(back, NOWHERE)
@@ -172,13 +172,11 @@ class UndoLog:
             done |= has_older
             if has_older.any():
                 stays.append(replace(evicted, positions=rest))
+                columns += evicted.columns
             if back.any():
                 returned.append(replace(evicted, positions=positions.masked_fill(~back, NOWHERE)))
-        for evicted in reversed(stays):
-            self.past.append(evicted)
-            self._columns += evicted.columns
-        return returned[::-1]
+        return UndoLog((*past, *reversed(stays)), self.new, columns), returned[::-1]
 
-    def select(self, indices: torch.Tensor) -> None:
-        """Keep the rows at `indices`, in that order."""
-        self.past = [evicted.select(indices) for evicted in self.past]
+    def select(self, indices: torch.Tensor) -> UndoLog:
+        """Return the log of the rows at `indices`, in that order."""
+        return replace(self, past=tuple(evicted.select(indices) for evicted in self.past))

@@ -59,12 +59,11 @@ def _stream(model: nn.Module, given: dict[str, Any]) -> Any:
     cache = inputs.cache
     try:
         if cache is not None:
-            cache.stack.begin()
+            cache.stack.begin(inputs, inputs.columns)
         output = _run_step(inputs) if inputs.is_step else _run_chunks(inputs)
-    except BaseException:
+    finally:
         if cache is not None:
-            cache.stack.discard(inputs.columns)
-        raise
+            cache.stack.end(inputs)
     output[CACHE] = cache if inputs.keep_cache else None
     return _returned(output, inputs.return_dict)
 
@@ -85,13 +84,13 @@ def _run_step(inputs: Inputs) -> BaseModelOutputWithPast:
     assert cache is not None  # as `is_step` has checked
     if max(counters.seen) - min(counters.origin) >= 2 * (table.room + 1):
         counters = _rebased(cache, counters, 1, table)
-        cache.stack.commit(counters, 0, None, inputs.device)
+        cache.stack.commit_rebase(counters)
     active = None if inputs.real is None else inputs.real[:, 0]
     plans = [plan_token(counters, active, reach) for reach in table.distinct_reaches]
     bound = _bound(inputs.setup, cache, table, plans)
     cache.stack.rotate_sinks(bound.plan_of)
     output = _call_base(inputs.setup.model, bound, inputs.arguments(slice(0, 1)))
-    cache.stack.commit_step(inputs.real, inputs.device)
+    cache.stack.commit_step(inputs.real)
     return output
 
 

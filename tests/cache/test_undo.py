@@ -113,53 +113,52 @@ def test_a_block_that_fits_evicts_nothing():
 def log_of(*calls):
     log = UndoLog()
     for positions in calls:
-        log.add(gone(*positions))
-        log.commit()
+        log = log.add(gone(*positions)).commit()
     return log
 
 
 def returned(log, oldest):
-    return [evicted.positions[0].tolist() for evicted in log.take_back(torch.tensor([[oldest]]))]
+    """The log without the tokens from `oldest` on, and these."""
+    log, back = log.take_back(torch.tensor([[oldest]]))
+    return log, [evicted.positions[0].tolist() for evicted in back]
 
 
 def test_an_empty_log():
-    assert not UndoLog() and UndoLog().take_back(torch.tensor([[0]])) == []
+    assert not UndoLog() and returned(UndoLog(), 0) == (UndoLog(), [])
 
 
 def test_tokens_come_back_in_the_order_they_left():
     log = log_of([2], [3], [4, 5])
-    assert returned(log, 3) == [[3], [4, 5]]
-    assert returned(log, 0) == [[2]] and not log
+    log, back = returned(log, 3)
+    assert back == [[3], [4, 5]]
+    log, back = returned(log, 0)
+    assert back == [[2]] and not log
 
 
 def test_of_a_call_only_the_tokens_from_the_oldest_on():
     log = log_of([2, 3, 4, 5])
-    assert returned(log, 4) == [[NOWHERE, NOWHERE, 4, 5]]
-    assert returned(log, 2) == [[2, 3, NOWHERE, NOWHERE]]
+    log, back = returned(log, 4)
+    assert back == [[NOWHERE, NOWHERE, 4, 5]]
+    assert returned(log, 2)[1] == [[2, 3, NOWHERE, NOWHERE]]
 
 
 def test_a_call_under_way_is_not_given_back():
     """It may still fail: then the log is as it was."""
     log = log_of([2])
-    log.add(gone(3))
-    assert returned(log, 0) == [[2]]
+    log, back = returned(log.add(gone(3)), 0)
+    assert back == [[2]]
     assert log  # the call's own token is still noted
-    log.commit()
-    assert returned(log, 0) == [[3]]
+    assert returned(log.commit(), 0)[1] == [[3]]
 
 
 def test_a_step_that_evicted_nothing_is_not_noted():
-    log = UndoLog()
-    log.add(None)
-    log.commit()
-    assert not log
+    assert not UndoLog().add(None).commit()
 
 
 def test_rows_come_back_each_as_far_as_asked():
-    log, keys = UndoLog(), states([2, 3], [7, 8])
-    log.add(Evicted(keys, -keys, torch.tensor([[2, 3], [7, 8]]), torch.zeros(2, 1, dtype=torch.long)))
-    log.commit()
-    (evicted,) = log.take_back(torch.tensor([[3], [9]]))
+    keys = states([2, 3], [7, 8])
+    log = UndoLog().add(Evicted(keys, -keys, torch.tensor([[2, 3], [7, 8]]), torch.zeros(2, 1, dtype=torch.long)))
+    _, (evicted,) = log.commit().take_back(torch.tensor([[3], [9]]))
     assert evicted.positions.tolist() == [[NOWHERE, 3], [NOWHERE, NOWHERE]]
 
 
@@ -168,42 +167,29 @@ def test_what_stays_keeps_its_order():
     log = UndoLog()
     for positions in ([[2], [7]], [[3], [8]]):
         keys = states(*positions)
-        log.add(Evicted(keys, -keys, torch.tensor(positions), torch.zeros(2, 1, dtype=torch.long)))
-        log.commit()
-    first = log.take_back(torch.tensor([[4], [8]]))
+        log = log.add(Evicted(keys, -keys, torch.tensor(positions), torch.zeros(2, 1, dtype=torch.long))).commit()
+    log, first = log.take_back(torch.tensor([[4], [8]]))
     assert [evicted.positions.tolist() for evicted in first] == [[[NOWHERE], [8]]]
-    rest = log.take_back(torch.tensor([[0], [0]]))
+    _, rest = log.take_back(torch.tensor([[0], [0]]))
     assert [evicted.positions.tolist() for evicted in rest] == [[[2], [7]], [[3], [NOWHERE]]]
 
 
 def test_of_a_long_call_no_more_is_kept_than_can_be_asked_for():
     """The call is worked off in chunks: with the second one there are enough columns without the first."""
-    log = UndoLog()
-    log.add(gone(2))
-    log.add(gone(*range(3, 3 + RECORDED_COLUMNS)))
-    log.commit()
-    assert len(returned(log, 0)) == 1
+    log = UndoLog().add(gone(2)).add(gone(*range(3, 3 + RECORDED_COLUMNS))).commit()
+    assert len(returned(log, 0)[1]) == 1
 
 
 def test_trim_lets_whole_calls_go():
     """Of five columns the last four are wanted, then the last three: 3 and 4 left in one call and stay together."""
     log = log_of([2], [3, 4], [5, 6])
-    log.trim(4)
+    log = log.trim(4)
     assert len(log.past) == 2
-    log.trim(3)
-    assert returned(log, 0) == [[3, 4], [5, 6]]
-
-
-def test_clear():
-    log = log_of([2], [3])
-    log.clear()
-    assert not log and log.tensors == ()
+    assert returned(log.trim(3), 0)[1] == [[3, 4], [5, 6]]
 
 
 def test_select_reorders_rows():
-    log, keys = UndoLog(), states([2], [7])
-    log.add(Evicted(keys, -keys, torch.tensor([[2], [7]]), torch.zeros(2, 1, dtype=torch.long)))
-    log.commit()
-    log.select(torch.tensor([1, 0, 1]))
-    (evicted,) = log.take_back(torch.zeros(3, 1, dtype=torch.long))
+    keys = states([2], [7])
+    log = UndoLog().add(Evicted(keys, -keys, torch.tensor([[2], [7]]), torch.zeros(2, 1, dtype=torch.long))).commit()
+    _, (evicted,) = log.select(torch.tensor([1, 0, 1])).take_back(torch.zeros(3, 1, dtype=torch.long))
     assert evicted.positions.tolist() == numbers(evicted.keys) == [[7], [2], [7]]
