@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+import threading
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any, TypeVar, cast, overload
 
 import torch
@@ -15,9 +17,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
+from ..cache.layer import nothing
 from ..cache.storage import read_file, write_file
 from ..versions import CACHE
-from .decoding import Said, decode
+from .decoding import Feed, Said, decode
 from .interrupts import interrupts_held_back
 from .template import ChatTemplate
 from .text import AnswerText
@@ -25,7 +28,17 @@ from .text import AnswerText
 KIND = "StreamingChat"
 """The kind that the file of a saved chat names."""
 
+PIECE = 256
+"""A longer message is read in pieces of this many columns. Between two pieces the reading can be stopped."""
+
+Progress = Callable[[int, int], Any]
+"""It is told how many columns of a message have been read, and how many there are."""
+
 ChatT = TypeVar("ChatT", bound="StreamingChat")
+
+
+class _Stopped(Exception):
+    """The reading of a message has been stopped."""
 
 
 class StreamingChat:
@@ -91,8 +104,12 @@ class StreamingChat:
         self.template = ChatTemplate(tokenizer, system, chat_template)
         self.generation_config: GenerationConfig = copy.deepcopy(generation_config or self.model.generation_config)
         self.cache = self.make_cache(len(self.template.prefix()) if pin_system_prompt else 0)
-        self._unfed: list[list[int]] | None = None  # tokens of each row, said but not fed; None before the first turn
-        self._turn: weakref.ref[Generator[Any, None, None]] | None = None  # the answer that is being made
+        # By the length of the cache: the tokens of each row that were said but not fed when it had that length.
+        self._unfed_at: dict[int, list[list[int]]] = {}
+        self._unread: Any = None  # the cache without the message that is being read in pieces
+        self._turn: Callable[[], Any] = nothing  # a weak reference to the answer that is being made
+        self._stopping = threading.Event()  # of that answer
+        self._pressed: Callable[[], bool] = bool  # whether Ctrl-C was pressed in the step that is being made
 
     def make_cache(self, sink_size: int) -> AttentionSinkKVCache:
         """Make the cache of this chat, with the model's sizes but at least `sink_size` sinks.
@@ -103,23 +120,32 @@ class StreamingChat:
         return AttentionSinkKVCache(self.model, max(sink_size, settings.sink_size), settings.window_size)
 
     @overload
-    def send(self, text: str) -> Iterator[str]: ...
+    def send(self, text: str, *, progress: Progress | None = None) -> Iterator[str]: ...
 
     @overload
-    def send(self, text: list[str] | tuple[str, ...]) -> Iterator[list[str]]: ...
+    def send(self, text: list[str] | tuple[str, ...], *, progress: Progress | None = None) -> Iterator[list[str]]: ...
 
-    def send(self, text: str | list[str] | tuple[str, ...]) -> Iterator[str] | Iterator[list[str]]:
+    def send(
+        self, text: str | list[str] | tuple[str, ...], *, progress: Progress | None = None
+    ) -> Iterator[str] | Iterator[list[str]]:
         """Send a message and return an iterator over the answer, which the model makes while it is read.
 
-        The model reads nothing before the first piece is asked for. Four things stop the answer: closing the iterator,
-        leaving its loop, Ctrl-C and sending the next message. The words said until then stay in the stream, and the
-        next turn closes the answer.
+        The model reads nothing before the first piece is asked for. Five things stop the answer: closing the iterator,
+        leaving its loop, `stop()`, Ctrl-C and sending the next message. The words said until then stay in the stream,
+        and the next turn closes the answer.
+
+        A long message is read in pieces of 256 tokens. `stop()` and Ctrl-C take effect after the piece that is being
+        read, and the chat is then as it was before the message. Meanwhile the cache is in memory twice. A dense prefill
+        and some hybrid models cannot be read in pieces; they obey once the message is read.
 
         Parameters
         ----------
         text : str, list of str or tuple of str
             A message of any length. A list or tuple has one message for each of several conversations, the same number
             in every turn.
+        progress : callable, optional
+            Called as `progress(read, total)` after each piece of the message, with the tokens of the longest row that
+            have been read and that there are. It may call `stop()`, and it may raise.
 
         Returns
         -------
@@ -130,31 +156,42 @@ class StreamingChat:
         Raises
         ------
         TypeError
-            When `text` is not text.
+            When `text` is not text, or `progress` cannot be called.
         ValueError
             When `text` has another number of messages than the chat has conversations; or, with the first piece, when
-            the generation config cannot stream. After any error before the first piece, the chat is as it was.
+            the generation config cannot stream.
+        RuntimeError
+            When another thread is making an answer of this chat. After any error before the message is read to its end,
+            the chat is as it was.
         """
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress={progress!r:.80} cannot be called; pass a function of two numbers.")
         texts = self._checked(text)
         self.stop()
-        turn = self._take_turn(texts, alone=isinstance(text, str))
-        self._turn = weakref.ref(turn)
+        stopping = threading.Event()
+        turn = self._take_turn(texts, isinstance(text, str), partial(self._feed, progress, stopping), stopping)
+        self._turn, self._stopping = weakref.ref(turn), stopping
         return turn
 
     def stop(self) -> None:
-        """Stop the answer that is being made, if there is one. The chat can go on."""
-        turn = None if self._turn is None else self._turn()
-        if turn is not None:
+        """Stop the answer that is being made, if there is one. The chat can go on.
+
+        Where another thread makes the answer, it ends with the step or the piece of the message that is being made.
+        """
+        turn = self._turn()
+        self._stopping.set()
+        if turn is not None and not turn.gi_running:
             turn.close()
 
     def reset(self) -> None:
         """Forget the conversations. The next message begins new ones, of any number."""
+        self._check_idle("reset")
         self.stop()
         self.cache.reset()
-        self._unfed = None
 
     def _checked(self, text: Any) -> list[str]:
         """Return the message of each conversation, or raise what `send` raises."""
+        self._check_idle("send")
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not all(isinstance(each, str) for each in texts):
             raise TypeError(f"text={text!r:.80} must be a str, or a list of them for several conversations.")
@@ -187,6 +224,7 @@ class StreamingChat:
         """
         if not isinstance(self.cache, AttentionSinkKVCache):
             raise NotImplementedError(f"a chat in a {type(self.cache).__name__} cannot be saved; use a StreamingChat.")
+        self._check_idle("save")
         tensors, cache = self.cache.snapshot()
         state = {
             "kind": KIND,
@@ -246,43 +284,104 @@ class StreamingChat:
             chat.cache = AttentionSinkKVCache.from_snapshot(chat.model, tensors, state["cache"])
         except ValueError as error:
             raise ValueError(f"{error} (path={str(path)!r})") from error
-        chat._unfed = state["unfed"]
+        if state["unfed"] is not None:
+            chat._unfed_at = {chat.cache.get_seq_length(): state["unfed"]}
         return chat
 
     # ---- one turn
 
-    def _take_turn(self, texts: list[str], alone: bool) -> Generator[Any, None, None]:
+    def _take_turn(
+        self, texts: list[str], alone: bool, feed: Feed, stopping: threading.Event
+    ) -> Generator[Any, None, None]:
         """Yield lists with a piece of each answer or, for a conversation `alone`, its pieces."""
         answers = [AnswerText(self.tokenizer) for _ in texts]
-        steps = decode(self.model, self.tokenizer, self._new_tokens(texts), self.generation_config, self._feed)
-        while (step := self._next(steps)) is not None:
+        steps = decode(self.model, self.tokenizer, self._new_tokens(texts), self.generation_config, feed)
+        while not stopping.is_set() and (step := self._next(steps)) is not None:
             pieces = [answer.add(token, ended) for answer, token, ended in zip(answers, *step, strict=True)]
             if any(pieces):
                 yield pieces[0] if alone else pieces
 
     def _new_tokens(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens that each row feeds: those that were said but not fed, and those that this turn adds."""
-        if self._unfed is None:
+        unfed = self._unfed
+        if unfed is None:
             return [self.template.first_turn(text) for text in texts]
-        return [unfed + self.template.next_turn(text) for unfed, text in zip(self._unfed, texts, strict=True)]
+        return [before + self.template.next_turn(text) for before, text in zip(unfed, texts, strict=True)]
 
     def _next(self, steps: Iterator[Said]) -> Said | None:
-        """Run one step and note its tokens as unfed. Ctrl-C waits until both are done."""
-        with interrupts_held_back():
-            step = next(steps, None)
-            if step is not None and self._unfed is not None:
-                for unfed, token in zip(self._unfed, step[0], strict=True):
-                    if token is not None:
-                        unfed.append(token)
+        """Run one step and note its tokens as unfed. Ctrl-C waits until both are done, or until a piece is read."""
+        with interrupts_held_back() as self._pressed:
+            try:
+                step = next(steps, None)
+            except _Stopped:
+                step = None
+            finally:
+                self._settle()
+            if step is not None and (before := self._unfed) is not None:
+                said = zip(before, step[0], strict=True)
+                unfed = [tokens if token is None else [*tokens, token] for tokens, token in said]
+                self._unfed_at = {self.cache.get_seq_length(): unfed}
         return step
 
-    def _feed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
-        """Feed the columns [batch, n] that the mask keeps. A row that has fed a token has no unfed tokens any more."""
-        outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **{CACHE: self.cache}, **arguments
-        )
+    # ---- reading
+
+    @property
+    def _unfed(self) -> list[list[int]] | None:
+        """The tokens of each row that were said but not fed; None before the first turn."""
+        return self._unfed_at.get(self.cache.get_seq_length())
+
+    def _feed(
+        self,
+        progress: Progress | None,
+        stopping: threading.Event,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **arguments: Any,
+    ) -> torch.Tensor:
+        """Feed the columns [batch, n] that the mask keeps. A row that has fed a token has no unfed tokens any more.
+
+        That is noted beforehand for the length that the cache will have, so that it is true as soon as it has it.
+        """
+        columns, length, before = input_ids.shape[1], self.cache.get_seq_length(), self._unfed
         fed = [True] * len(input_ids) if attention_mask is None else attention_mask.any(dim=1).tolist()
-        before = self._unfed or [[]] * len(fed)
-        self._unfed = [[] if row_fed else unfed for row_fed, unfed in zip(fed, before, strict=True)]
+        unfed = [[] if row_fed else tokens for row_fed, tokens in zip(fed, before or [[]] * len(fed), strict=True)]
+        self._unfed_at = {length + columns: unfed} if before is None else {length: before, length + columns: unfed}
+        size = PIECE if self._can_read_in_pieces(attention_mask) else columns
+        if size < columns:
+            self._unread = copy.deepcopy(self.cache)
+        for start in range(0, columns, size):
+            if start and (stopping.is_set() or self._pressed()):
+                raise _Stopped
+            piece = slice(start, start + size)
+            outputs = self.model(
+                input_ids=input_ids[:, piece],
+                attention_mask=None if attention_mask is None else attention_mask[:, piece],
+                use_cache=True,
+                **{CACHE: self.cache},
+                **arguments,
+            )
+            if progress is not None and columns > 1:
+                progress(min(piece.stop, columns), columns)
         logits: torch.Tensor = outputs.logits
         return logits
+
+    def _can_read_in_pieces(self, attention_mask: torch.Tensor | None) -> bool:
+        setup = setup_of(self.model)
+        padded_states = attention_mask is not None and setup.has_states
+        return setup.settings.prefill == "streaming" and setup.architecture.states_continue and not padded_states
+
+    def _check_idle(self, action: str) -> None:
+        """Raise RuntimeError while a step of an answer is being made: in another thread, or around this call."""
+        turn = self._turn()
+        if turn is not None and turn.gi_running:
+            raise RuntimeError(
+                f"{action}() was called while the chat makes an answer, in another thread or around this call; call "
+                "stop() and wait until that answer has ended."
+            )
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take back what has been read of a message that was not read to its end."""
+        if self._unread is not None:
+            whole = self.cache.get_seq_length() in self._unfed_at
+            self.cache, self._unread = (self.cache if whole else self._unread), None

@@ -4,9 +4,7 @@ The model is then as it was, or as it would have been without Ctrl-C. Its module
 in these states, so that the few states need be run only once.
 """
 
-import sys
 import types
-from pathlib import Path
 from unittest import mock
 
 import accelerate
@@ -15,40 +13,17 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-import attention_sinks
 from attention_sinks import attention_sinks_injected, inject_attention_sinks, patches, remove_attention_sinks
 from attention_sinks.architecture.streaming_class import _CLASSES, plain_class
 from attention_sinks.patches import plain_config
 from attention_sinks.patching import InstalledPatches
 from attention_sinks.versions import CACHE
+from support.faults import interrupted
 from support.helpers import TEETH, assert_close, largest_difference, random_ids, tiny_llama
 from support.zoo import animal_of
 
-PACKAGE = str(Path(attention_sinks.__file__).parent)
 IDS = random_ids(1, 30)
 OLD, NEW = (1, 5), (0, 9)
-
-
-def interrupted(action, line):
-    """Run `action`, with Ctrl-C as it comes to the given line of the package, counted from 1; whether it came there."""
-    executed = 0
-
-    def count(frame, event, arg):
-        nonlocal executed
-        executed += event == "line"
-        if event == "line" and executed == line:
-            raise KeyboardInterrupt
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, arg: count if frame.f_code.co_filename.startswith(PACKAGE) else None)
-    try:
-        action()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
 
 
 def described(value):
