@@ -163,7 +163,7 @@ ACTIONS = {
     "crop_nothing": (recording, lambda model, cache: cache.crop(0)),
     "activate_past_recording": (full, lambda model, cache: cache.activate_past_recording()),
     "deactivate_past_recording": (recording, lambda model, cache: cache.deactivate_past_recording()),
-    "reorder": (recording, lambda model, cache: cache.reorder_cache(torch.tensor([1, 1]))),
+    "reorder": (recording, lambda model, cache: cache.reorder_cache(torch.tensor([1, 0]))),
     "select": (full, lambda model, cache: cache.batch_select_indices(torch.tensor([False, True]))),
     "repeat": (full, lambda model, cache: cache.batch_repeat_interleave(2)),
     "reset": (full, lambda model, cache: cache.reset()),
