@@ -65,8 +65,17 @@ class LayerStack:
         self.streams.begin(call, partial(self._discard, columns))
 
     def end(self, call: object) -> None:
-        """Leave the streams as they were before `call` when it broke off."""
+        """Leave the streams as they were before `call` when it broke off.
+
+        Raises
+        ------
+        RuntimeError
+            When the streams have been forgotten meanwhile. What the call has written since is forgotten, too.
+        """
         self.streams.end(call)
+        if self.streams.lost is call:
+            self.reset()
+            raise RuntimeError("cache was reset while a call streamed through it; what the call brought is lost.")
 
     def rebase(self, shift: Sequence[int], positions: Sequence[Position]) -> None:
         """Rotate the recent keys of each row back by `shift[row]`, by which its origin moves.
@@ -103,13 +112,11 @@ class LayerStack:
         """Keep a step, which has written its tokens in place; `real` [batch, 1] says whose they are (None: all)."""
         recording = self.is_recording
         layers = self.layers if self._has_log else self._states_layers
-        self._check_not_reset()
         self.streams.change(self.streams.after_step(real, recording), partial(_commit, layers) if layers else None)
         self._has_log = recording
 
     def commit(self, counters: Counters, columns: int, real: torch.Tensor | None, device: torch.device) -> None:
         """Keep what a call of `columns` columns brought, `real` of them tokens; it leaves the streams at `counters`."""
-        self._check_not_reset()
         standing = self.streams.after(counters, columns, real, self.is_recording)
         self.streams.change(standing, self._commit, device)
 
@@ -123,10 +130,6 @@ class LayerStack:
         _commit(self.layers)
         if not self._rotated_together:
             self.group_sinks()
-
-    def _check_not_reset(self) -> None:
-        if self.streams.call is None:
-            raise RuntimeError("cache was reset while a call streamed through it; what the call brought is lost.")
 
     def _discard(self, columns: int) -> None:
         """Leave the streams as they were before a call of `columns` columns, which broke off."""

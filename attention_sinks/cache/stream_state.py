@@ -137,6 +137,8 @@ class StreamState:
         What an exception has left to do.
     call : object
         The call that is under way, which nobody may disturb; None between calls.
+    lost : object
+        The call that was under way when the streams were forgotten.
     """
 
     def __init__(self, room: int) -> None:
@@ -145,6 +147,7 @@ class StreamState:
         self.ahead = False
         self.unfinished: Callable[[], None] | None = None
         self.call: object = None
+        self.lost: object = None
         self._written: Standing | None = None  # as the host last knew them
 
     # ---- one act
@@ -277,6 +280,7 @@ class StreamState:
 
     def clear(self, layers: Callable[[], None]) -> None:
         """Forget all streams, then do `layers`; the next call may bring another batch size."""
+        self.lost = self.call
         self._written, self.device, self.ahead, self.call, self.unfinished = None, None, False, None, layers
         self._finish()
 

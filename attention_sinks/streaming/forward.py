@@ -56,14 +56,14 @@ def _stream(model: nn.Module, given: dict[str, Any]) -> Any:
     """Check the call, run it, then advance the streams."""
     setup = model.__dict__[MARK].setup
     inputs = read_inputs(setup if setup.model is model else setup_of(model), given)
-    cache = inputs.cache
+    cache, call = inputs.cache, object()
     try:
         if cache is not None:
-            cache.stack.begin(inputs, inputs.columns)
+            cache.stack.begin(call, inputs.columns)
         output = _run_step(inputs) if inputs.is_step else _run_chunks(inputs)
     finally:
         if cache is not None:
-            cache.stack.end(inputs)
+            cache.stack.end(call)
     output[CACHE] = cache if inputs.keep_cache else None
     return _returned(output, inputs.return_dict)
 

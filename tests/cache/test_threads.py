@@ -9,7 +9,16 @@ import torch
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits
-from support.helpers import LENGTH_DEPENDENT, assert_close, assert_tokens_follow, cut, random_ids, stream, tiny_llama
+from support.helpers import (
+    LENGTH_DEPENDENT,
+    assert_close,
+    assert_tokens_follow,
+    cut,
+    random_ids,
+    refused,
+    stream,
+    tiny_llama,
+)
 
 THREADS = 6
 SETTINGS = [(4, 12), (4, 20), (0, 9), (1, 30), (2, 11), (8, 5)]
@@ -132,3 +141,56 @@ def test_interleaved_generate_calls(kind):
             )
             assert_tokens_follow(naive_logits(plain, made[0], *SETTINGS[number]), made[0], prompt.shape[1])
             texts[number] = torch.cat([made, random_ids(1, 5, seed=turn)], dim=1)
+
+
+# ---- one cache in two threads
+
+
+def in_another_thread(work):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result(timeout=60)
+
+
+DISTURBANCES = {
+    "feed": lambda model, cache, path: stream(model, random_ids(1, 2), cache=cache),
+    "copy": lambda model, cache, path: copy.deepcopy(cache),
+    "save": lambda model, cache, path: cache.save(path),
+    "crop": lambda model, cache, path: cache.crop(-1),
+    "reorder": lambda model, cache, path: cache.reorder_cache(torch.tensor([0])),
+    "record": lambda model, cache, path: cache.activate_past_recording(),
+}
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("what", DISTURBANCES)
+def test_a_cache_that_is_being_fed_is_left_alone(model, what, columns, tmp_path):
+    """The other thread is refused, and the call goes on as if nothing had been."""
+    _, cache = stream(model, random_ids(1, 20))
+    untouched, messages = copy.deepcopy(cache), []
+
+    def disturb(*_):
+        def attempt():
+            messages.append(
+                refused(RuntimeError, lambda: DISTURBANCES[what](model, cache, tmp_path / "cache"), "cache", "in use")
+            )
+
+        in_another_thread(attempt)
+
+    hook = model.model.layers[1].register_forward_pre_hook(disturb)
+    logits, _ = stream(model, random_ids(1, columns, seed=1), cache=cache)
+    hook.remove()
+    assert len(messages) == 1 and not list(tmp_path.iterdir())
+    assert torch.equal(logits, stream(model, random_ids(1, columns, seed=1), cache=untouched)[0])
+    assert cache.tokens_seen.tolist() == [20 + columns]
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_cache_that_is_reset_while_it_is_fed(model, columns):
+    _, cache = stream(model, random_ids(1, 20))
+    hook = model.model.layers[1].register_forward_pre_hook(lambda *_: in_another_thread(cache.reset))
+    with pytest.raises(RuntimeError, match="reset"):
+        stream(model, random_ids(1, columns, seed=1), cache=cache)
+    hook.remove()
+    assert cache.tokens_seen.tolist() == [] and cache.nbytes == 0
+    expected, _ = stream(model, random_ids(1, 9))
+    assert torch.equal(stream(model, random_ids(1, 9), cache=cache)[0], expected)
