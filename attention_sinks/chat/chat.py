@@ -15,15 +15,15 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
+from ..cache.files import naming
+from ..cache.schema import checked
 from ..cache.storage import read_file, write_file
 from ..versions import CACHE
 from .decoding import Said, decode
 from .interrupts import interrupts_held_back
+from .saved_chat import ChatState, check_unfed, generation_config_of
 from .template import ChatTemplate
 from .text import AnswerText
-
-KIND = "StreamingChat"
-"""The kind that the file of a saved chat names."""
 
 ChatT = TypeVar("ChatT", bound="StreamingChat")
 
@@ -173,7 +173,8 @@ class StreamingChat:
         """Write the conversations to one safetensors file, from which `load` continues, even amid an answer.
 
         The file holds the cache, the tokens that are not in the cache yet, the system prompt, the chat template and the
-        generation config. A file that is already at `path` is replaced once the new one is complete.
+        generation config. A file that is already at `path` is replaced once the new one is complete, which keeps its
+        mode; a new file is readable by its owner alone.
 
         Parameters
         ----------
@@ -182,6 +183,8 @@ class StreamingChat:
 
         Raises
         ------
+        OSError
+            When the file cannot be written, or `path` is a folder, a FIFO, a device or a socket.
         NotImplementedError
             When the chat's cache is not an `AttentionSinkKVCache`.
         """
@@ -189,7 +192,7 @@ class StreamingChat:
             raise NotImplementedError(f"a chat in a {type(self.cache).__name__} cannot be saved; use a StreamingChat.")
         tensors, cache = self.cache.snapshot()
         state = {
-            "kind": KIND,
+            "kind": "StreamingChat",
             "cache": cache,
             "unfed": self._unfed,
             "system": self.template.system,
@@ -210,6 +213,8 @@ class StreamingChat:
     ) -> ChatT:
         """Restore the chat that was saved to `path`.
 
+        A chat template in the file is rendered, in the sandbox of Transformers, as one that comes with a tokenizer is.
+
         Parameters
         ----------
         path : str or os.PathLike
@@ -222,31 +227,30 @@ class StreamingChat:
         Raises
         ------
         OSError
-            When there is no such file.
+            When there is no such file, or `path` is a folder, a FIFO, a device or a socket.
         ValueError
             When the file is truncated, altered or of another kind, or its chat belongs to another model or tokenizer.
         """
+        config = setup_of(model).model.config
         tensors, state = read_file(path)
-        if state.get("kind") != KIND:
-            raise ValueError(f"path={str(path)!r} holds a {state.get('kind')}, not a {KIND}; use load() of that class.")
-        if generation_config is None:
-            generation_config = GenerationConfig.from_dict(state["generation_config"])
+        with naming(path):
+            saved = checked(ChatState, state)
+            cache = AttentionSinkKVCache.from_snapshot(model, tensors, saved.cache)
+            check_unfed(saved.unfed, cache.batch_size, config.vocab_size)
+            if generation_config is None:
+                generation_config = generation_config_of(saved.generation_config)
         chat = cls(
             model,
             tokenizer,
-            system=state["system"],
+            system=saved.system,
             generation_config=generation_config,
-            chat_template=state["chat_template"],
+            chat_template=saved.chat_template,
         )
-        if chat.template.next_turn("") != state["turn"]:
+        if chat.template.next_turn("") != saved.turn:
             raise ValueError(
                 f"path={str(path)!r} holds a chat with another tokenizer or chat template; use those it was saved with."
             )
-        try:
-            chat.cache = AttentionSinkKVCache.from_snapshot(chat.model, tensors, state["cache"])
-        except ValueError as error:
-            raise ValueError(f"{error} (path={str(path)!r})") from error
-        chat._unfed = state["unfed"]
+        chat.cache, chat._unfed = cache, saved.unfed
         return chat
 
     # ---- one turn
