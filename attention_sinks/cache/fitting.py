@@ -30,7 +30,8 @@ def check_tensors(
         raise ValueError(f"lacks a tensor or has one too many, {strange[0]!r:.80}; {CURE}")
     if batch_size == 0:
         raise ValueError(f"holds a cache of no rows; {CURE}")
-    projected, alike = _projected(model), {}
+    projected = _projected(model)
+    alike: dict[object, Heads] = {}
     for index, layer in sinks.items():
         keys, values, first = (tensors[name] for name in names[index])
         heads = _checked_heads(index, layer, (keys, values, first), batch_size or 0)

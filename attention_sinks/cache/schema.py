@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..settings import Prefill
 
@@ -14,7 +14,7 @@ Size = Annotated[int, Field(ge=0, le=2**31)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A number of tokens or columns, which no stream exceeds: they would take centuries."""
 
-Counts = Annotated[list[Count], FailFast()]
+Counts = Annotated[list[Count], Field(fail_fast=True)]
 
 Columns = Annotated[str, Field(pattern=r"^0x[0-9a-f]+$")]
 """A set of bits, one for each of the last columns."""
@@ -43,7 +43,7 @@ class Rows(Record):
     base: Counts
     floor: Counts
     remembered: Count
-    tokens: Annotated[list[Columns], FailFast()]
+    tokens: Annotated[list[Columns], Field(fail_fast=True)]
 
 
 class CacheState(Record):
@@ -51,7 +51,7 @@ class CacheState(Record):
 
     kind: Literal["AttentionSinkKVCache"]
     settings: Annotated[tuple[Size, Size, Prefill], Field(strict=False)]
-    layers: Annotated[list[Seen | None], FailFast()]
+    layers: Annotated[list[Seen | None], Field(fail_fast=True)]
     model: Fingerprint
     columns: Count
     rows: Rows | None

@@ -17,7 +17,7 @@ def standing_of(rows: Rows, columns: int, room: int) -> Standing:
     """
     batch_size = len(rows.seen)
     if not all(len(numbers) == batch_size for numbers in (rows.base, rows.floor, rows.tokens)):
-        raise ValueError(f"holds counters of different numbers of rows; use an intact copy.")
+        raise ValueError("holds counters of different numbers of rows; use an intact copy.")
     history = History(room, columns, rows.remembered, tuple(int(bits, 16) for bits in rows.tokens), tuple(rows.floor))
     lowest = [max(0, seen - 1) if seen > room else 0 for seen in rows.seen]
     possible = rows.remembered <= min(columns, RECORDED_COLUMNS + room) and all(
@@ -25,5 +25,5 @@ def standing_of(rows: Rows, columns: int, room: int) -> Standing:
         for base, seen, low, floor, tokens in zip(rows.base, rows.seen, lowest, rows.floor, history.tokens, strict=True)
     )
     if not possible or any(map(int.__gt__, history.count(rows.remembered), rows.seen)):
-        raise ValueError(f"holds counters that no stream has; use an intact copy.")
+        raise ValueError("holds counters that no stream has; use an intact copy.")
     return Counters(tuple(rows.seen), tuple(rows.base)), history

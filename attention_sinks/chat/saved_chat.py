@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import FailFast, Field
+from pydantic import Field
 from transformers import GenerationConfig
 
 from ..cache.schema import Record
 
-Tokens = Annotated[list[Annotated[int, Field(ge=0)]], FailFast()]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 class ChatState(Record):
@@ -17,7 +17,7 @@ class ChatState(Record):
 
     kind: Literal["StreamingChat"]
     cache: dict[str, Any]
-    unfed: Annotated[list[Tokens], FailFast()] | None
+    unfed: Annotated[list[Tokens], Field(fail_fast=True)] | None
     system: str | None
     chat_template: str | None
     turn: Tokens
