@@ -260,7 +260,7 @@ class AttentionSinkKVCache(Cache):
         cls, model: nn.Module, tensors: dict[str, torch.Tensor], state: dict[str, Any]
     ) -> AttentionSinkKVCache:
         """Return the cache of which `snapshot` was taken, for `model`; ValueError when it does not fit."""
-        saved = fitting_state(state, model)
+        saved = fitting_state(tensors, state, model)
         cache = cls(model, *saved.settings[:2])
         restore_snapshot(cache.stack, cache._owner(), tensors, saved)
         return cache

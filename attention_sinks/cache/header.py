@@ -67,12 +67,13 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, An
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(size - 8, MOST_BYTES):
         raise damaged("its header has no length that is possible")
+    text = file.read(length).rstrip(b" ")
     try:
-        header = parse(file.read(length).decode().rstrip(" "))
+        header = parse(text.decode())
     except ValueError as error:
         raise damaged(str(error)) from error
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict):
+    if not isinstance(metadata, dict) or not (text.startswith(b"{") and text.endswith(b"}")):
         raise damaged("its header is no header")
     return metadata, header
 

@@ -58,8 +58,8 @@ def take_snapshot(
     return tensors, state
 
 
-def fitting_state(state: dict[str, Any], model: nn.Module) -> CacheState:
-    """Return what `state` says of a cache when it is one of `model`.
+def fitting_state(tensors: dict[str, torch.Tensor], state: dict[str, Any], model: nn.Module) -> CacheState:
+    """Return what `state` says of a cache when it is one of `model` and its S and W are those of `tensors`.
 
     Raises
     ------
@@ -70,7 +70,10 @@ def fitting_state(state: dict[str, Any], model: nn.Module) -> CacheState:
     saved, own = checked(CacheState, state), setup_of(model)
     if (why := difference(saved.model.model_dump(), fingerprint(own.model))) is not None:
         raise ValueError(f"holds the cache of another model: {why}; use the model it was saved with.")
-    prefill = saved.settings[2]
+    sink_size, window_size, prefill = saved.settings
+    slots = {tensor.shape[2] for tensor in tensors.values() if tensor.dim() == 4}
+    if saved.rows is not None and sink_size + window_size + 1 not in slots:
+        raise ValueError(f"says S={sink_size} and W={window_size}, which no tensor in it has; use an intact copy.")
     if prefill != own.settings.prefill:
         raise ValueError(
             f"holds a cache with attention_sink_prefill={prefill!r}, the model has {own.settings.prefill!r}; "

@@ -28,18 +28,30 @@ def write_file(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], s
     OSError
         When the file cannot be written. What `path` held before is then untouched.
     ValueError
-        When `state` is too long to be loaded again.
+        When `state` holds what cannot be loaded again: NaN, half a character, or too much.
     """
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, sort_keys=True)
     metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": _checksum(text, tensors)}
     content = save(tensors, metadata)
-    if int.from_bytes(content[:8], "little") > MOST_BYTES:
-        raise ValueError(
-            f"path={str(path)!r} cannot be written: besides its tensors it would hold more than {MOST_BYTES} bytes of "
-            "text; use a shorter system prompt or chat template."
-        )
+    with naming(path):
+        _check_can_be_loaded(text, header_size=int.from_bytes(content[:8], "little"))
     replace_file(Path(path), content)
+
+
+def _check_can_be_loaded(text: str, header_size: int) -> None:
+    """Raise ValueError when `read_file` would refuse a file with this state and a header of this size."""
+    try:
+        parse(text)
+    except ValueError as error:
+        raise ValueError(
+            f"would hold what cannot be loaded again ({error!s:.200}); use other values in the generation config or text."
+        ) from error
+    if header_size > MOST_BYTES:
+        raise ValueError(
+            f"would hold {header_size} bytes besides its tensors, more than the {MOST_BYTES} that can be loaded again; "
+            "use a shorter system prompt or chat template."
+        )
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
