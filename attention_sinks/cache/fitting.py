@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .layer import Layer
@@ -35,7 +36,7 @@ def check_tensors(
     for index, layer in sinks.items():
         keys, values, first = (tensors[name] for name in names[index])
         heads = _checked_heads(index, layer, (keys, values, first), batch_size or 0)
-        _check_projections(index, heads, projected.get(index), model)
+        _check_projections(index, heads, projected.get(index))
         known = (type(layer), layer.reach) if index not in projected else index
         if alike.setdefault(known, heads) != heads:
             raise ValueError(f"holds other heads in layer {index} than in layers like it; {CURE}")
@@ -67,26 +68,25 @@ def _projected(model: PreTrainedModel) -> dict[int, tuple[int, int, int]]:
     """Return the size of a head of keys, and all numbers of a token's keys and values, for each layer that tells."""
     known = {}
     for module in model.modules():
-        names = ("layer_idx", "head_dim")
-        index, size = (getattr(module, name, None) for name in names)
-        keys, values = (getattr(getattr(module, name, None), "out_features", None) for name in ("k_proj", "v_proj"))
-        if isinstance(index, int) and isinstance(size, int) and isinstance(keys, int) and isinstance(values, int):
+        index, size = getattr(module, "layer_idx", None), getattr(module, "head_dim", None)
+        keys, values = (_width(getattr(module, name, None)) for name in ("k_proj", "v_proj"))
+        if isinstance(index, int) and isinstance(size, int) and keys is not None and values is not None:
             known[index] = size, keys, values
     return known
 
 
-def _check_projections(
-    index: int, heads: Heads, projected: tuple[int, int, int] | None, model: PreTrainedModel
-) -> None:
-    """Raise ValueError unless the layer at `index` has these heads. Tensor parallelism leaves it with some of them."""
-    if projected is None:
-        return
+def _width(projection: nn.Module | None) -> int | None:
+    """Return how many numbers a projection makes of a token, in this process; None where it does not say."""
+    to_local = getattr(getattr(projection, "weight", None), "to_local", None)  # of a distributed tensor
+    width = getattr(projection, "out_features", None) if to_local is None else to_local().shape[0]
+    return width if isinstance(width, int) else None
+
+
+def _check_projections(index: int, heads: Heads, projected: tuple[int, int, int] | None) -> None:
+    """Raise ValueError unless the layer at `index` has these heads."""
     count, key_size, value_size = heads
-    size, keys, values = projected
-    parts = 1 if keys == count * key_size else keys // (count * key_size)
-    is_parallel = (getattr(model, "tp_size", None) or 1) > 1
-    whole = count * key_size * parts == keys and count * value_size * parts == values
-    if key_size != size or not whole or (parts > 1 and not is_parallel):
+    if projected is not None and (key_size, count * key_size, count * value_size) != projected:
+        size, keys, values = projected
         raise ValueError(
             f"holds {count} heads of {key_size} and {value_size} numbers in layer {index}, but this model's have "
             f"{keys} and {values} in all, {size} for a head; {CURE}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -68,9 +68,7 @@ def checked(schema: type[RecordT], state: dict[str, Any]) -> RecordT:
     ValueError
         When it is of another kind, or a field is missing, unknown, of another type or out of range.
     """
-    kind = schema.model_fields["kind"].annotation
-    assert kind is not None  # every schema names its kind
-    name: str = kind.__args__[0]
+    (name,) = get_args(schema.model_fields["kind"].annotation)  # every schema names its kind
     if state.get("kind") != name:
         raise ValueError(f"holds no {name} but a {str(state.get('kind')):.80}; use load() of the class that saved it.")
     try:

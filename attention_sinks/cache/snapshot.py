@@ -68,7 +68,7 @@ def fitting_state(tensors: dict[str, torch.Tensor], state: dict[str, Any], model
         `take_snapshot` takes.
     """
     saved, own = checked(CacheState, state), setup_of(model)
-    if (why := difference(saved.model.model_dump(), fingerprint(own.model))) is not None:
+    if (why := difference(dict(saved.model), fingerprint(own.model))) is not None:
         raise ValueError(f"holds the cache of another model: {why}; use the model it was saved with.")
     sink_size, window_size, prefill = saved.settings
     slots = {tensor.shape[2] for tensor in tensors.values() if tensor.dim() == 4}

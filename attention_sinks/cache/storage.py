@@ -32,7 +32,7 @@ def write_file(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], s
     """
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, sort_keys=True)
-    metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": _checksum(text, tensors)}
+    metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": checksum_of(text, tensors)}
     content = save(tensors, metadata)
     with naming(path):
         _check_can_be_loaded(text, header_size=int.from_bytes(content[:8], "little"))
@@ -45,7 +45,7 @@ def _check_can_be_loaded(text: str, header_size: int) -> None:
         parse(text)
     except ValueError as error:
         raise ValueError(
-            f"would hold what cannot be loaded again ({error!s:.200}); use other values in the generation config or text."
+            f"would hold what cannot be loaded again ({error!s:.200}); use other values in the generation config."
         ) from error
     if header_size > MOST_BYTES:
         raise ValueError(
@@ -74,7 +74,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], di
             raise damaged("it has become shorter")
         tensors = {name: entry.tensor(content) for name, entry in entries.items()}
         text = metadata["state"]
-        if metadata["sha256"] != _checksum(text, tensors):
+        if metadata["sha256"] != checksum_of(text, tensors):
             raise ValueError("has been altered since it was saved: its checksum is wrong; use an intact copy.")
         return tensors, _state_of(text)
 
@@ -103,7 +103,7 @@ def _check_origin(metadata: dict[str, Any]) -> None:
         raise damaged("its metadata are not those of a saved file")
 
 
-def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
+def checksum_of(text: str, tensors: dict[str, torch.Tensor]) -> str:
     """Return the checksum of `text` and of names, dtypes, shapes and numbers of `tensors`."""
     checksum = hashlib.sha256(text.encode())
     for name in sorted(tensors):

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from attention_sinks.cache.storage import FORMAT, VERSION, _checksum, read_file
+from attention_sinks.cache.storage import FORMAT, VERSION, checksum_of, read_file
 
 NOTHING = object()
 """In place of a value: the value is missing."""
@@ -55,7 +55,7 @@ def forge(path, tensors, state, text=None):
     """Write a file with a right checksum; `text`, which need not be JSON, takes the place of `state`."""
     text = json.dumps(state, sort_keys=True) if text is None else text
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": _checksum(text, tensors)}
+    metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": checksum_of(text, tensors)}
     path.write_bytes(save(tensors, metadata))
 
 
