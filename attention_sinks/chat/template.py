@@ -67,8 +67,8 @@ class ChatTemplate:
         if not (whole.startswith(before) and said.startswith(ANSWER)):
             raise ValueError(
                 f"the chat template of {_name(self.tokenizer)} changes earlier text when a turn is added, so a stream "
-                f"that has been read cannot go on (before: {before!r:.200}; after: {whole!r:.200}); pass chat_template, a "
-                "Jinja template that leaves earlier messages as they were"
+                f"that has been read cannot go on (before: {before!r:.200}; after: {whole!r:.200}); pass "
+                "chat_template, a Jinja template that leaves earlier messages as they were"
                 + (", or leave system out." if self.system is not None else ".")
             )
         rest = said.removeprefix(ANSWER)
