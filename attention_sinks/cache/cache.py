@@ -16,10 +16,11 @@ from transformers.cache_utils import Cache
 from ..architecture.setup import Setup, setup_of
 from ..plan.table import LayerTable
 from ..settings import SinkSettings
+from .files import naming
 from .layer import Layer
 from .layer_stack import LayerStack
 from .layers import cache_layers
-from .snapshot import restore_snapshot, settings_of, take_snapshot
+from .snapshot import fitting_state, restore_snapshot, take_snapshot
 from .storage import read_file, write_file
 from .stream_state import StreamState
 
@@ -215,8 +216,16 @@ class AttentionSinkKVCache(Cache):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the cache to one safetensors file, so that `load` goes on bit for bit where it stands.
 
-        The file holds keys, values, counters and S and W. It replaces what is at `path` once it is complete. What was
-        recorded for `crop` is not saved; the one token that can always be taken back is.
+        The file holds keys, values, counters and S and W. It replaces what is at `path` once it is complete, and keeps
+        the mode of that; a new file is readable by its owner alone. What was recorded for `crop` is not saved; the one
+        token that can always be taken back is.
+
+        Raises
+        ------
+        OSError
+            When the file cannot be written, or `path` is a folder, a FIFO, a device or a socket.
+        NotImplementedError
+            When the model keeps states beside its attention.
         """
         write_file(path, *self.snapshot())
 
@@ -230,15 +239,15 @@ class AttentionSinkKVCache(Cache):
         Raises
         ------
         OSError
-            When there is no such file.
+            When there is no such file, or `path` is a folder, a FIFO, a device or a socket.
         ValueError
             When the file is truncated, altered or something else, or its cache is of another model or prefill mode.
+            Nothing has been made then.
         """
+        setup_of(model)  # raises what concerns the model alone
         tensors, state = read_file(path)
-        try:
+        with naming(path):
             return cls.from_snapshot(model, tensors, state)
-        except ValueError as error:
-            raise ValueError(f"{path} {error}") from error
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the cache as tensors by name and plain data, from which `from_snapshot` makes it again."""
@@ -250,9 +259,10 @@ class AttentionSinkKVCache(Cache):
     def from_snapshot(
         cls, model: nn.Module, tensors: dict[str, torch.Tensor], state: dict[str, Any]
     ) -> AttentionSinkKVCache:
-        """Return the cache of which `snapshot` was taken, for `model`; ValueError when it is another model's."""
-        cache = cls(model, *settings_of(state, model))
-        restore_snapshot(cache.stack, cache._owner(), tensors, state)
+        """Return the cache of which `snapshot` was taken, for `model`; ValueError when it does not fit."""
+        saved = fitting_state(tensors, state, model)
+        cache = cls(model, *saved.settings[:2])
+        restore_snapshot(cache.stack, cache._owner(), tensors, saved)
         return cache
 
     # ---- the model it was made for

@@ -51,7 +51,7 @@ def difference(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
     for name in sorted({*saved["config"], *own["config"]}):
         theirs, ours = saved["config"].get(name), own["config"].get(name)
         if theirs != ours:
-            return f"its config has {name}={theirs!r}, this model {ours!r}"
+            return f"its config has {name:.80}={theirs!r:.200}, this model {ours!r:.200}"
     for part in sorted({*saved["weights"]} & {*own["weights"]}):
         if saved["weights"][part] != own["weights"][part]:
             return f"its weights differ from this model's in {part}"

@@ -10,15 +10,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..architecture.setup import setup_of
-from ..plan.counters import Counters
 from ..settings import SinkSettings
 from .fingerprint import difference, fingerprint
+from .fitting import check_tensors
 from .layer import Layer
 from .layer_stack import LayerStack
-from .stream_state import History
-
-KIND = "AttentionSinkKVCache"
-"""The kind that a snapshot names."""
+from .schema import CacheState, Seen, checked
+from .standing import standing_of
 
 
 def take_snapshot(
@@ -41,7 +39,7 @@ def take_snapshot(
         for number, tensor in enumerate(layer.tensors)
     }
     state: dict[str, Any] = {
-        "kind": KIND,
+        "kind": "AttentionSinkKVCache",
         "settings": list(astuple(settings)),
         "layers": [_reach_of(layer) for layer in stack.layers],
         "model": fingerprint(model),
@@ -60,57 +58,65 @@ def take_snapshot(
     return tensors, state
 
 
-def settings_of(state: dict[str, Any], model: nn.Module) -> tuple[int, int]:
-    """Return S and W of a snapshot that fits `model`.
+def fitting_state(tensors: dict[str, torch.Tensor], state: dict[str, Any], model: nn.Module) -> CacheState:
+    """Return what `state` says of a cache when it is one of `model` and its S and W are those of `tensors`.
 
     Raises
     ------
     ValueError
-        When it is the snapshot of something else, of another model's cache or of another prefill mode.
+        When it is the snapshot of something else, of another model's cache or of another prefill mode, or none that
+        `take_snapshot` takes.
     """
-    if state.get("kind") != KIND:
-        raise ValueError(f"holds no {KIND} but a {state.get('kind')}; use the class that saved it.")
-    sink_size, window_size, prefill = state["settings"]
-    own = setup_of(model)
-    if (why := difference(state["model"], fingerprint(own.model))) is not None:
+    saved, own = checked(CacheState, state), setup_of(model)
+    if (why := difference(dict(saved.model), fingerprint(own.model))) is not None:
         raise ValueError(f"holds the cache of another model: {why}; use the model it was saved with.")
+    sink_size, window_size, prefill = saved.settings
+    slots = {tensor.shape[2] for tensor in tensors.values() if tensor.dim() == 4}
+    if saved.rows is not None and sink_size + window_size + 1 not in slots:
+        raise ValueError(f"says S={sink_size} and W={window_size}, which no tensor in it has; use an intact copy.")
     if prefill != own.settings.prefill:
         raise ValueError(
             f"holds a cache with attention_sink_prefill={prefill!r}, the model has {own.settings.prefill!r}; "
             f"call inject_attention_sinks(model, attention_sink_prefill={prefill!r}) first."
         )
-    return sink_size, window_size
+    return saved
 
 
 def restore_snapshot(
-    stack: LayerStack, model: PreTrainedModel, tensors: dict[str, torch.Tensor], state: dict[str, Any]
+    stack: LayerStack, model: PreTrainedModel, tensors: dict[str, torch.Tensor], state: CacheState
 ) -> None:
-    """Bring `stack`, that of a new cache for the base model `model`, to where the snapshot was taken."""
+    """Bring `stack`, that of a new cache for the base model `model`, to where the snapshot was taken.
+
+    Raises
+    ------
+    ValueError
+        When the snapshot is not of such a cache. Nothing has been made then.
+    """
     reaches = [_reach_of(layer) for layer in stack.layers]
-    if reaches != state["layers"]:
+    if stack.keeps_states:
+        raise ValueError("holds a cache, but this model keeps states, which no file holds; use the model it is of.")
+    if reaches != state.layers:
         raise ValueError(
-            f"holds a cache whose layers see {state['layers']} (S, W, dense, chunked), this model's see {reaches}; "
-            "use the model it was saved with."
+            f"holds a cache whose layers see {state.layers!r:.200} (S, W, dense, chunked), this model's see "
+            f"{reaches!r:.200}; use the model it was saved with."
         )
-    if state["rows"] is None:
+    check_tensors(stack.layers, model, tensors, None if state.rows is None else len(state.rows.seen))
+    if state.rows is None:
         return
-    rows, devices = state["rows"], _devices(model)
+    standing, devices = standing_of(state.rows, state.columns, stack.streams.room), _devices(model)
     for index, layer in enumerate(stack.layers):
         if layer.reach is not None:
             own = [tensors[f"layers.{index}.{number}"] for number in range(3)]
             layer.restore([tensor.to(devices.get(index, tensor.device)) for tensor in own])
-    bits = tuple(int(text, 16) for text in rows["tokens"])
-    history = History(stack.streams.room, state["columns"], rows["remembered"], bits, tuple(rows["floor"]))
-    counters = Counters(tuple(rows["seen"]), tuple(rows["base"]))
-    stack.streams.change((counters, history), stack.group_sinks, devices.get(0, torch.device("cpu")))
+    stack.streams.change(standing, stack.group_sinks, devices.get(0, torch.device("cpu")))
 
 
-def _reach_of(layer: Layer) -> list[int | bool] | None:
-    """Return what the queries of a layer see, as JSON can hold it, or None for a layer without keys of its own."""
+def _reach_of(layer: Layer) -> Seen | None:
+    """Return what the queries of a layer see, or None for a layer without keys of its own."""
     if layer.reach is None:
         return None
     reach = layer.reach
-    return [reach.sink_size, reach.window_size, reach.dense, reach.chunked]
+    return reach.sink_size, reach.window_size, reach.dense, reach.chunked
 
 
 def _devices(model: PreTrainedModel) -> dict[int, torch.device]:

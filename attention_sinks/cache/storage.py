@@ -5,76 +5,106 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from .files import naming, reading, replace_file
+from .header import MOST_BYTES, damaged, entries_of, read_header
+from .strict_json import parse
 
 FORMAT = "attention_sinks"
 VERSION = "1"
+METADATA = {"format", "version", "state", "sha256"}
 
 
 def write_file(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    """Write `tensors` and `state`, which JSON can hold, to a temporary file and rename that to `path`.
+    """Write `tensors` and `state`, which JSON can hold, to the file at `path` as a whole.
 
     Raises
     ------
     OSError
         When the file cannot be written. What `path` held before is then untouched.
+    ValueError
+        When `state` holds what cannot be loaded again: NaN, half a character, or too much.
     """
-    path = Path(path)
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, sort_keys=True)
-    metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": _checksum(text, tensors)}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": checksum_of(text, tensors)}
+    content = save(tensors, metadata)
+    with naming(path):
+        _check_can_be_loaded(text, header_size=int.from_bytes(content[:8], "little"))
+    replace_file(Path(path), content)
+
+
+def _check_can_be_loaded(text: str, header_size: int) -> None:
+    """Raise ValueError when `read_file` would refuse a file with this state and a header of this size."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        parse(text)
+    except ValueError as error:
+        raise ValueError(
+            f"would hold what cannot be loaded again ({error!s:.200}); use other values in the generation config."
+        ) from error
+    if header_size > MOST_BYTES:
+        raise ValueError(
+            f"would hold {header_size} bytes besides its tensors, more than the {MOST_BYTES} that can be loaded again; "
+            "use a shorter system prompt or chat template."
+        )
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return what `write_file` wrote: tensors on the CPU, and the state.
+    """Return what `write_file` wrote: tensors on the CPU, and the state. Every byte is read once and then checked.
 
     Raises
     ------
     OSError
-        When there is no such file or it cannot be read.
+        When there is no such file, it cannot be read, or it is a folder, a FIFO, a device or a socket.
     ValueError
         When it was not written by `write_file`, by a later version of it, or has been truncated or altered since.
     """
     path = Path(path)
-    with open(path, "rb"):
-        pass  # a missing file, a folder or one without permission is an OSError that names it
+    with reading(path) as (file, size), naming(path):
+        metadata, header = read_header(file, size)
+        _check_origin(metadata)
+        entries = entries_of(header, size - file.tell())
+        content = bytearray(size - file.tell())
+        if file.readinto(content) < len(content):
+            raise damaged("it has become shorter")
+        tensors = {name: entry.tensor(content) for name, entry in entries.items()}
+        text = metadata["state"]
+        if metadata["sha256"] != checksum_of(text, tensors):
+            raise ValueError("has been altered since it was saved: its checksum is wrong; use an intact copy.")
+        return tensors, _state_of(text)
+
+
+def _state_of(text: str) -> dict[str, Any]:
+    """Return the state that `text` says."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} was not saved by attention_sinks; give a file that save() has written.")
-            if metadata.get("version") != VERSION:
-                raise ValueError(
-                    f"{path} has format version {metadata.get('version')}, this library reads version {VERSION}; use "
-                    "the version of attention_sinks that wrote it."
-                )
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        state = parse(text)
+    except ValueError as error:
+        raise ValueError(f"holds a state that save() does not write ({error}); use an intact copy.") from error
+    if not isinstance(state, dict):
+        raise ValueError("holds a state that save() does not write; use an intact copy.")
+    return state
+
+
+def _check_origin(metadata: dict[str, Any]) -> None:
+    """Raise an error unless `metadata` is that of a file which this version can read."""
+    if metadata.get("format") != FORMAT:
+        raise ValueError("was not saved by attention_sinks; give a file that save() has written.")
+    if metadata.get("version") != VERSION:
         raise ValueError(
-            f"{path} is truncated or no safetensors file ({error}); give a file that save() has written."
-        ) from error
-    text = metadata.get("state", "")
-    if metadata.get("sha256") != _checksum(text, tensors):
-        raise ValueError(f"{path} has been altered since it was saved: its checksum is wrong; use an intact copy.")
-    return tensors, json.loads(text)
+            f"has format version {str(metadata.get('version')):.80}, this library reads version {VERSION}; use the "
+            "version of attention_sinks that wrote it."
+        )
+    if metadata.keys() != METADATA or not all(isinstance(value, str) for value in metadata.values()):
+        raise damaged("its metadata are not those of a saved file")
 
 
-def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
+def checksum_of(text: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Return the checksum of `text` and of names, dtypes, shapes and numbers of `tensors`."""
     checksum = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -17,16 +17,16 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
+from ..cache.files import naming
 from ..cache.layer import nothing
+from ..cache.schema import checked
 from ..cache.storage import read_file, write_file
 from ..versions import CACHE
 from .decoding import Feed, Said, decode
 from .interrupts import interrupts_held_back
+from .saved_chat import ChatState, check_unfed, generation_config_of
 from .template import ChatTemplate
 from .text import AnswerText
-
-KIND = "StreamingChat"
-"""The kind that the file of a saved chat names."""
 
 PIECE = 256
 """A longer message is read in pieces of this many columns. Between two pieces the reading can be stopped."""
@@ -210,7 +210,8 @@ class StreamingChat:
         """Write the conversations to one safetensors file, from which `load` continues, even amid an answer.
 
         The file holds the cache, the tokens that are not in the cache yet, the system prompt, the chat template and the
-        generation config. A file that is already at `path` is replaced once the new one is complete.
+        generation config. A file that is already at `path` is replaced once the new one is complete, which keeps its
+        mode; a new file is readable by its owner alone.
 
         Parameters
         ----------
@@ -219,6 +220,8 @@ class StreamingChat:
 
         Raises
         ------
+        OSError
+            When the file cannot be written, or `path` is a folder, a FIFO, a device or a socket.
         NotImplementedError
             When the chat's cache is not an `AttentionSinkKVCache`.
         """
@@ -227,7 +230,7 @@ class StreamingChat:
         self._check_idle("save")
         tensors, cache = self.cache.snapshot()
         state = {
-            "kind": KIND,
+            "kind": "StreamingChat",
             "cache": cache,
             "unfed": self._unfed,
             "system": self.template.system,
@@ -248,6 +251,8 @@ class StreamingChat:
     ) -> ChatT:
         """Restore the chat that was saved to `path`.
 
+        A chat template in the file is rendered, in the sandbox of Transformers, as one that comes with a tokenizer is.
+
         Parameters
         ----------
         path : str or os.PathLike
@@ -260,32 +265,32 @@ class StreamingChat:
         Raises
         ------
         OSError
-            When there is no such file.
+            When there is no such file, or `path` is a folder, a FIFO, a device or a socket.
         ValueError
             When the file is truncated, altered or of another kind, or its chat belongs to another model or tokenizer.
         """
+        config = setup_of(model).model.config
         tensors, state = read_file(path)
-        if state.get("kind") != KIND:
-            raise ValueError(f"path={str(path)!r} holds a {state.get('kind')}, not a {KIND}; use load() of that class.")
-        if generation_config is None:
-            generation_config = GenerationConfig.from_dict(state["generation_config"])
+        with naming(path):
+            saved = checked(ChatState, state)
+            cache = AttentionSinkKVCache.from_snapshot(model, tensors, saved.cache)
+            check_unfed(saved.unfed, cache.batch_size, config.vocab_size)
+            if generation_config is None:
+                generation_config = generation_config_of(saved.generation_config)
         chat = cls(
             model,
             tokenizer,
-            system=state["system"],
+            system=saved.system,
             generation_config=generation_config,
-            chat_template=state["chat_template"],
+            chat_template=saved.chat_template,
         )
-        if chat.template.next_turn("") != state["turn"]:
+        if chat.template.next_turn("") != saved.turn:
             raise ValueError(
                 f"path={str(path)!r} holds a chat with another tokenizer or chat template; use those it was saved with."
             )
-        try:
-            chat.cache = AttentionSinkKVCache.from_snapshot(chat.model, tensors, state["cache"])
-        except ValueError as error:
-            raise ValueError(f"{error} (path={str(path)!r})") from error
-        if state["unfed"] is not None:
-            chat._unfed_at = {chat.cache.get_seq_length(): state["unfed"]}
+        chat.cache = cache
+        if saved.unfed is not None:
+            chat._unfed_at = {cache.get_seq_length(): saved.unfed}
         return chat
 
     # ---- one turn

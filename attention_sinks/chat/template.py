@@ -6,8 +6,6 @@ from itertools import takewhile
 from os.path import commonprefix
 from typing import Any
 
-from jinja2 import TemplateError
-
 QUESTION, ANSWER = "question", "answer"
 """Stand-ins for earlier messages. A template that leaves earlier text alone adds the same tokens after any others."""
 
@@ -69,8 +67,8 @@ class ChatTemplate:
         if not (whole.startswith(before) and said.startswith(ANSWER)):
             raise ValueError(
                 f"the chat template of {_name(self.tokenizer)} changes earlier text when a turn is added, so a stream "
-                f"that has been read cannot go on (before: {before!r}; after: {whole!r}); pass chat_template, a Jinja "
-                "template that leaves earlier messages as they were"
+                f"that has been read cannot go on (before: {before!r:.200}; after: {whole!r:.200}); pass "
+                "chat_template, a Jinja template that leaves earlier messages as they were"
                 + (", or leave system out." if self.system is not None else ".")
             )
         rest = said.removeprefix(ANSWER)
@@ -94,11 +92,11 @@ class ChatTemplate:
             rendered: str = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
             )
-        except TemplateError as error:
+        except Exception as error:  # a template may do all that Python may: divide by zero, ask what is not there …
             raise ValueError(
                 f"the chat template of {_name(self.tokenizer)} refuses a conversation"
                 + (f" with system={self.system[:60]!r}" if self.system is not None else "")
-                + f" ({error}); pass another chat_template"
+                + f" ({error!r:.200}); pass another chat_template"
                 + (", or leave system out." if self.system is not None else ".")
             ) from error
         return rendered

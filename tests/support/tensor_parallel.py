@@ -4,6 +4,7 @@ The first process writes to OUTPUT what streaming, generating and chatting gave;
 """
 
 import sys
+import tempfile
 
 import torch
 import torch.distributed
@@ -21,10 +22,14 @@ PADDED[1, :10] = 0
 def everything(model, tokenizer):
     """Results of one model, to be the same however many processes share it."""
     logits, cache = stream(model, random_ids(2, sum(CALLS)), CALLS, AttentionSinkKVCache(model))
+    with tempfile.TemporaryDirectory() as folder:  # each process has a file of its own
+        cache.save(f"{folder}/cache")
+        loaded = AttentionSinkKVCache.load(f"{folder}/cache", model)
     chat = StreamingChat(model, tokenizer, system="w1 w2 w3 w4 w5 w6")
     chat.generation_config.max_new_tokens = 8
     return {
         "logits": logits,
+        "logits_of_loaded": stream(model, random_ids(2, 9, seed=1), [1, 8], loaded)[0],
         "tokens_seen": cache.tokens_seen,
         "local_heads": torch.tensor(cache.layers[0].keys.shape[1]),
         "generated": model.generate(
