@@ -141,7 +141,9 @@ class Inputs:
         back = self.order.argsort(dim=1)
         output["last_hidden_state"] = reordered(output["last_hidden_state"], back)
         if (hidden_states := output.get("hidden_states")) is not None:
-            output["hidden_states"] = tuple(reordered(states, back) for states in hidden_states)
+            output["hidden_states"] = tuple(
+                None if states is None else reordered(states, back) for states in hidden_states
+            )
         if (attentions := output.get("attentions")) is not None:
             output["attentions"] = tuple(
                 None if weights is None else reordered(weights.transpose(1, 2), back).transpose(1, 2)

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from attention_sinks import inject_attention_sinks
+from attention_sinks.streaming import forward
+from attention_sinks.versions import transformers_release
 from references.naive import naive_logits, naive_stream
 from support.contract import left_padded, pattern
 from support.helpers import S, W, assert_close, cut, largest_difference, random_ids, stream, streaming_llama, tiny_llama
@@ -38,6 +40,38 @@ def test_hidden_states_of_a_call(ids, expected, length, use_cache):
         states = streaming_llama()(ids[None, :length], output_hidden_states=True, use_cache=use_cache).hidden_states
     assert len(states) == 3 and all(state.shape == (1, length, 64) for state in states)
     assert_close(torch.cat(states), expected.hidden_states[:, :length], tolerance=2e-3)  # of magnitude 10
+
+
+CHOSEN = [[0, 2], [1], [-1], 1]
+
+
+@pytest.mark.skipif(transformers_release() < (5, 24), reason="this release cannot choose")
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("chosen", CHOSEN, ids=str)
+def test_chosen_hidden_states_of_a_short_text_are_those_of_plain_transformers(chosen, padding):
+    ids, mask = random_ids(2, 10), torch.ones(2, 10, dtype=torch.long)
+    if padding != "none":
+        mask[0, slice(0, 3) if padding == "left" else slice(7, None)] = 0
+    options = {"attention_mask": mask, "output_hidden_states": chosen}
+    with torch.no_grad():
+        plain = tiny_llama()(ids, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **options).hidden_states
+        states = streaming_llama()(ids, **options).hidden_states
+    for own, theirs in zip(states, plain, strict=True):
+        assert (own is None) == (theirs is None)
+        if own is not None:
+            assert_close(own[mask.bool()], theirs[mask.bool()])
+
+
+@pytest.mark.skipif(transformers_release() < (5, 24), reason="this release cannot choose")
+@pytest.mark.parametrize("chosen", CHOSEN, ids=str)
+def test_chosen_hidden_states_of_a_call_in_chunks(ids, expected, chosen, monkeypatch):
+    monkeypatch.setattr(forward, "CHUNK_SIZE", 32)
+    with torch.no_grad():
+        states = streaming_llama()(ids[None], output_hidden_states=chosen).hidden_states
+    indices = {index % 3 for index in ([chosen] if isinstance(chosen, int) else chosen)}
+    assert len(states) == 3 and {index for index, state in enumerate(states) if state is not None} == indices
+    for index in indices:
+        assert_close(states[index][0], expected.hidden_states[index], tolerance=2e-3)
 
 
 def test_hidden_states_token_by_token(ids, expected):
@@ -79,6 +113,23 @@ def test_attentions_of_a_first_call_are_plain_transformers(ids):
         outputs = streaming_llama(attn_implementation="eager")(ids[None, :ROOM], output_attentions=True)
     assert_close(torch.stack(outputs.attentions), torch.stack(plain.attentions))
     assert_close(outputs.logits, plain.logits)
+
+
+def test_gradients_reach_the_attentions(ids):
+    """Weights that are read off beside the output would get none."""
+    mask = torch.ones(2, ROOM, dtype=torch.long)
+    mask[0, :5] = 0
+    batch, gradients = ids[: 2 * ROOM].view(2, ROOM), []
+    for model in (tiny_llama(attn_implementation="eager"), streaming_llama(attn_implementation="eager")):
+        outputs = model(batch, attention_mask=mask, output_attentions=True, use_cache=False)
+        for weights in outputs.attentions:
+            weights.retain_grad()
+        F.cross_entropy(outputs.logits[mask.bool()], batch[mask.bool()]).backward()
+        gradients.append(torch.stack([weights.grad for weights in outputs.attentions]))
+    seen = mask.bool()[:, None, :, None] & mask.bool()[:, None, None] & torch.ones(ROOM, ROOM).tril().bool()
+    plain, own = (gradient.masked_fill(~seen, 0) for gradient in gradients)
+    assert plain.abs().max() > 1e-2
+    assert_close(own, plain, tolerance=1e-5)
 
 
 def test_attentions_of_a_later_call(ids, expected):
