@@ -31,7 +31,7 @@ from .checks import (
     trains_with_checkpointing,
 )
 from .multimodal import MEDIA, TEXT_ARGUMENTS, refuse_media
-from .padding import padding_left, reordered
+from .padding import clear_padding, padding_left, reordered
 
 
 def read_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +199,8 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
         check_position_ids(position_ids, real, batch_size, columns, cache)
     if wants_attentions:
         check_attentions(columns, settings.visible_size)
+    if real is not None:
+        clear_padding(given, real)
     real, order = (None, None) if real is None else padding_left(real, device)
     if setup.settings.prefill == "dense":
         check_dense(setup, cache, columns if real is None else real.sum(1))

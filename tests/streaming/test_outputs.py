@@ -4,12 +4,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attention_sinks import inject_attention_sinks
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from attention_sinks.streaming import forward
 from attention_sinks.versions import transformers_release
 from references.naive import naive_logits, naive_stream
 from support.contract import left_padded, pattern
-from support.helpers import S, W, assert_close, cut, largest_difference, random_ids, stream, streaming_llama, tiny_llama
+from support.helpers import (
+    S,
+    W,
+    assert_close,
+    cut,
+    largest_difference,
+    plain_logits,
+    random_ids,
+    stream,
+    streaming_llama,
+    tiny_llama,
+)
 
 ROOM = S + W + 1
 
@@ -189,6 +200,27 @@ def test_outputs_stand_where_their_columns_stand():
                 weights = torch.stack([w[r, :, column] for w in outputs.attentions])
                 seen = weights[..., weights.amax(dim=(0, 1)) > 0]
                 assert_close(seen.sort().values, row.attentions[i].sort().values)
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+@pytest.mark.parametrize("prefill", ["streaming", "dense"])
+def test_nan_in_padding_stays_there(with_gradients, prefill):
+    """Padding on the left, in the middle and on the right, in one call of several and in a step."""
+    model, plain = inject_attention_sinks(tiny_llama(), S, 30, prefill), tiny_llama()
+    shape = pattern("..xxxx.xx.x", "xxxxxx...x.", "x.xxxx.....")
+    embeds = plain.get_input_embeddings()(random_ids(3, 11)).detach()
+    poisoned = embeds.masked_fill(~shape[..., None], float("nan")).requires_grad_(with_gradients)
+    cache, calls = AttentionSinkKVCache(model), []
+    with torch.set_grad_enabled(with_gradients):
+        for columns in (slice(0, 6), slice(6, 10), slice(10, 11)):
+            mask = shape[:, columns].long()
+            calls.append(model(inputs_embeds=poisoned[:, columns], attention_mask=mask, cache=cache).logits)
+    logits = torch.cat(calls, dim=1)
+    for row, own in enumerate(shape):
+        assert_close(logits[row, own], plain_logits(plain, None, inputs_embeds=embeds[row, own][None])[0])
+    if with_gradients:
+        logits[shape].square().sum().backward()
+        assert poisoned.grad[shape].abs().max() > 0 and poisoned.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.int64, torch.float32], ids=str)
