@@ -30,6 +30,7 @@ from .checks import (
     refuse_tokens,
     trains_with_checkpointing,
 )
+from .hooks import hooked_module, warn_of_pieces
 from .multimodal import MEDIA, TEXT_ARGUMENTS, refuse_media
 from .padding import clear_padding, padding_left, reordered
 
@@ -100,13 +101,21 @@ class Inputs:
         return self.real.gather(1, self.order.argsort(dim=1).to("cpu"))
 
     def chunks(self, size: int) -> Iterator[slice]:
-        """Yield the columns of the call, cut into chunks of at most `size` where that changes nothing."""
+        """Yield the columns of the call, cut into chunks of at most `size` where nobody sees that."""
         if not self.setup.architecture.states_continue:
             size = 1 if any(self.counters.seen) else self.columns
-        elif self.setup.settings.prefill == "dense" or self.with_gradients or self.wants_attentions:
+            if size < self.columns:
+                warn_of_pieces(self.setup.model)
+        elif self.columns > size and self._stays_whole():
             size = self.columns
         for start in range(0, self.columns, size):
             yield slice(start, min(start + size, self.columns))
+
+    def _stays_whole(self) -> bool:
+        """Return whether somebody would see that the call was cut."""
+        if self.setup.settings.prefill == "dense" or self.with_gradients or self.wants_attentions:
+            return True
+        return hooked_module(self.setup.model) is not None
 
     def counts(self, chunk: slice) -> tuple[int, ...]:
         """Return how many tokens each row has in `chunk`."""
