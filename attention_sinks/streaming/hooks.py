@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -27,10 +28,10 @@ def hooked_module(model: nn.Module) -> str | None:
     return None
 
 
-def _is_of_a_library(hook: Callable[..., Any]) -> bool:
-    """Return whether the code of `hook` is that of a library; a `partial` or bound method is what it calls."""
-    hook = getattr(hook, "func", hook)
-    return str(getattr(hook, "__module__", "")).partition(".")[0] in LIBRARIES
+def _is_of_a_library(function: Callable[..., Any]) -> bool:
+    """Return whether a hook is code of a library; a `partial` is what it calls."""
+    code = function.func if isinstance(function, partial) else function
+    return str(getattr(code, "__module__", "")).partition(".")[0] in LIBRARIES
 
 
 def warn_of_pieces(model: nn.Module) -> None:

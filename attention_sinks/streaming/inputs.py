@@ -23,6 +23,7 @@ from .checks import (
     check_cache,
     check_checkpointing,
     check_dense,
+    check_facts,
     check_padding_of_states,
     check_position_ids,
     check_single_tokens,
@@ -192,14 +193,17 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
     with_gradients = torch.is_grad_enabled()
     cache, keep_cache = given.pop(CACHE, None), True
     if cache is None:
+        setup.notice_changes()
         cache, keep_cache = _cache_of_one_call(model, given, columns, with_gradients)
     elif not isinstance(cache, AttentionSinkKVCache) or not cache.serves(setup, batch_size):
         check_cache(cache, setup, batch_size)
-    settings = (setup if cache is None else cache).settings
+    settings = setup.fit(setup.settings) if cache is None else cache.settings
     sizes = (settings.sink_size, settings.window_size, settings.prefill, config.num_hidden_layers)
     table = setup.tables.get(sizes) or setup.layer_table(settings)
     if cache is not None and len(cache.layers) != len(table.reaches):
         check_cache(cache, setup, batch_size)
+    if cache is not None and cache.facts is not table.facts:
+        check_facts(cache, setup, table)
     if with_gradients and keep_cache and cache is not None:
         check_checkpointing(model)
     mask, position_ids = given.pop("attention_mask", None), given.pop("position_ids", None)
