@@ -47,7 +47,7 @@ class Setup:
     tables : dict
         The tables made so far, by S, W, prefill and number of layers.
     sources : list of Source
-        The buffers of the model from which the tables' frequencies were read.
+        Where in the model the tables' frequencies were read.
     config_as_read : dict
         What the model's config was when the tables were made.
     """
@@ -59,6 +59,9 @@ class Setup:
     tables: dict[tuple[int, int, str, int], LayerTable] = field(default_factory=dict, repr=False, compare=False)
     sources: list[Source] = field(default_factory=list, repr=False, compare=False)
     config_as_read: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.notice_changes()
 
     def notice_changes(self) -> None:
         """Forget what was read from the model where somebody has changed its config or its frequencies since."""

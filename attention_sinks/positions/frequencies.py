@@ -89,14 +89,14 @@ class LongTextFrequencies:
         return self._computed()[1]
 
     @property
-    def buffer(self) -> str:
+    def attribute(self) -> str:
         """The name of the module's frequencies for texts of the trained length."""
         return f"{self.name}_original_inv_freq" if self.name else "original_inv_freq"
 
     def _computed(self) -> tuple[torch.Tensor, float]:
         """Return inverse frequencies and factor, as Transformers computes them."""
         options = {"layer_type": self.name} if self.name else {}
-        device = getattr(self.module, self.buffer).device
+        device = getattr(self.module, self.attribute).device
         return ROPE_INIT_FUNCTIONS[self.rope_type](self.module.config, device, seq_len=self.length, **options)
 
 

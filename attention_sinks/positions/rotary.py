@@ -217,7 +217,7 @@ def _scaled(table: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Te
 
 @dataclass(frozen=True)
 class Source:
-    """A buffer of a module from which frequencies were read, to notice when somebody replaces or changes either.
+    """Where in a model frequencies were read, to notice when somebody replaces or changes what was there.
 
     Parameters
     ----------
@@ -227,12 +227,12 @@ class Source:
         The name of `module` there.
     module : nn.Module
         The rotary module.
-    buffer : str
-        The name of the buffer.
+    attribute : str
+        The name of its attribute with the inverse frequencies.
     scaling : str
         The name of the attribute with the factor on cosines and sines.
     tensor : torch.Tensor
-        What the buffer was.
+        What that was.
     state : tuple
         The version of `tensor` and the factor.
     """
@@ -240,7 +240,7 @@ class Source:
     owner: Any
     name: str
     module: Any
-    buffer: str
+    attribute: str
     scaling: str
     tensor: torch.Tensor
     state: tuple[Any, ...]
@@ -250,27 +250,27 @@ class Source:
         module, tensor = self.module, self.tensor
         return (
             self.owner._modules.get(self.name) is module
-            and getattr(module, self.buffer) is tensor
+            and getattr(module, self.attribute) is tensor
             and self.state == (None if tensor.is_inference() else tensor._version, getattr(module, self.scaling, None))
         )
 
     def has_its_dtype(self) -> bool:
         """Return whether the model still has this module in its dtype, which is all that a graph can ask."""
-        dtype: torch.dtype = getattr(self.module, self.buffer).dtype
+        dtype: torch.dtype = getattr(self.module, self.attribute).dtype
         return self.owner._modules.get(self.name) is self.module and dtype == self.tensor.dtype
 
 
 def source_of(model: Any, frequencies: Frequencies) -> Source | None:
     """Return where `frequencies` are read in `model`; None when they are in no module of it."""
-    holder, buffer = frequencies.holder, frequencies.inv_freq
+    holder, attribute = frequencies.holder, frequencies.inv_freq
     module = holder
     if isinstance(holder, LongTextFrequencies):
-        module, buffer = holder.module, holder.buffer
+        module, attribute = holder.module, holder.attribute
     for owner in model.modules():
         for name, child in owner._modules.items():
             if child is module:
-                tensor = getattr(module, buffer)
+                tensor = getattr(module, attribute)
                 version = None if tensor.is_inference() else tensor._version
                 state = version, getattr(module, frequencies.scaling, None)
-                return Source(owner, name, module, buffer, frequencies.scaling, tensor, state)
+                return Source(owner, name, module, attribute, frequencies.scaling, tensor, state)
     return None

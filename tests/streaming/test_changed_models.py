@@ -7,6 +7,9 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks.architecture.setup import setup_of
+from attention_sinks.positions.frequencies import PlainFrequencies
+from attention_sinks.positions.rotary import Rotary
 from references.naive import naive_logits
 from support.helpers import (
     LENGTH_DEPENDENT,
@@ -25,7 +28,7 @@ from support.helpers import (
     tiny_config,
     tiny_llama,
 )
-from support.zoo import animal_of
+from support.zoo import MODELS, animal_of
 
 ROOM, LENGTH = S + W + 1, 60
 
@@ -80,6 +83,20 @@ def test_other_rope_parameters_where_frequencies_follow_from_the_length(rope):
         longer = [2 * factor for factor in model.config.rope_parameters["long_factor"]]
         model.config.rope_parameters = {**model.config.rope_parameters, "long_factor": longer}
     refused(ValueError, lambda: stream(model, ids[:, :1], cache=cache), "config", "AttentionSinkKVCache(model)")
+
+
+@pytest.mark.parametrize("animal", MODELS)
+def test_a_model_that_nobody_has_changed_is_not_read_anew(animal):
+    """Looking for changes is quick only where config and frequencies are what was read."""
+    model = inject_attention_sinks(animal.build(), S, W)
+    setup = setup_of(model)
+    _, cache = stream(model, random_ids(1, 8), [6, 1, 1])
+    tables = list(setup.tables.values())
+    assert cache.serves(setup, 1) and tables
+    stream(model, random_ids(1, 1), cache=cache)
+    assert all(one is other for one, other in zip(setup.tables.values(), tables, strict=True))
+    if any(isinstance(position, Rotary) for position in tables[0].positions):
+        assert len(setup.sources) or isinstance(tables[0].positions[0].frequencies.holder, PlainFrequencies)
 
 
 def test_what_changes_no_position_is_no_reason():
