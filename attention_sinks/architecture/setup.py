@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,6 +13,7 @@ from transformers.utils import logging
 
 from ..plan.reach import Reach
 from ..plan.table import LayerTable
+from ..positions.rotary import Rotary, Source, source_of
 from ..positions.schemes import Position
 from ..settings import SinkSettings
 from .layer_kinds import LayerKind
@@ -43,6 +46,10 @@ class Setup:
     ----------
     tables : dict
         The tables made so far, by S, W, prefill and number of layers.
+    sources : list of Source
+        Where in the model the tables' frequencies were read.
+    config_as_read : dict
+        What the model's config was when the tables were made.
     """
 
     model: PreTrainedModel
@@ -50,6 +57,27 @@ class Setup:
     architecture: Architecture
     _kinds: dict[int, tuple[LayerKind, ...]] = field(default_factory=dict, repr=False, compare=False)
     tables: dict[tuple[int, int, str, int], LayerTable] = field(default_factory=dict, repr=False, compare=False)
+    sources: list[Source] = field(default_factory=list, repr=False, compare=False)
+    config_as_read: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.notice_changes()
+
+    def notice_changes(self) -> None:
+        """Forget what was read from the model where somebody has changed its config or its frequencies since."""
+        now, known = vars(self.model.config), self.config_as_read
+        if "num_hidden_layers" in now:  # tables and kinds know it
+            known["num_hidden_layers"] = now["num_hidden_layers"]
+        if known == now and all(map(Source.is_current, self.sources)):
+            return
+        for read in (self.tables, self.sources, self._kinds):
+            read.clear()
+        for name in ("has_states", "native_window"):
+            self.__dict__.pop(name, None)
+        known.clear()
+        known.update(
+            {name: deepcopy(value) if isinstance(value, (dict, list)) else value for name, value in now.items()}
+        )
 
     def fit(self, settings: SinkSettings) -> SinkSettings:
         """Return `settings` as this model can use them.
@@ -93,9 +121,10 @@ class Setup:
         It is read once for each number of layers, which changes while `generate` lets a model exit early.
         """
         config = self.model.config
-        if config.num_hidden_layers not in self._kinds:
-            self._kinds[config.num_hidden_layers] = self.architecture.kinds(config)
-        return self._kinds[config.num_hidden_layers]
+        kinds = self._kinds.get(config.num_hidden_layers)
+        if kinds is None:
+            kinds = self._kinds[config.num_hidden_layers] = self.architecture.kinds(config)
+        return kinds
 
     @cached_property
     def has_states(self) -> bool:
@@ -114,9 +143,12 @@ class Setup:
     def layer_table(self, settings: SinkSettings) -> LayerTable:
         """Return the table of the layers that the model runs now, under `settings`. It is made once."""
         key = (settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers)
-        if key not in self.tables:
-            self.tables[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
-        return self.tables[key]
+        table = self.tables.get(key)
+        if table is None:
+            table = self.tables[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
+            frequencies = {position.frequencies for position in table.positions if isinstance(position, Rotary)}
+            self.sources.extend(filter(None, (source_of(self.model, each) for each in frequencies)))
+        return table
 
     def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
         """Return what the queries of each layer see under `settings`; None for a layer without attention."""

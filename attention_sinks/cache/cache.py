@@ -15,11 +15,13 @@ from transformers.cache_utils import Cache
 
 from ..architecture.setup import Setup, setup_of
 from ..plan.table import LayerTable
+from ..positions.rotary import Source
 from ..settings import SinkSettings
 from .files import naming
 from .layer import Layer
 from .layer_stack import LayerStack
 from .layers import cache_layers
+from .sink_layer import SinkLayer
 from .snapshot import fitting_state, restore_snapshot, take_snapshot
 from .storage import read_file, write_file
 from .stream_state import StreamState
@@ -63,6 +65,7 @@ class AttentionSinkKVCache(Cache):
         attention_sink_window_size: int | None = None,
     ) -> None:
         setup = setup_of(model)
+        setup.notice_changes()
         defaults = setup.settings
         settings = SinkSettings(
             defaults.sink_size if attention_sink_size is None else attention_sink_size,
@@ -72,6 +75,7 @@ class AttentionSinkKVCache(Cache):
         self.settings = setup.fit(settings)
         setup.warn_beyond_training(self.settings)
         table = setup.layer_table(self.settings)
+        self.facts = table.facts  # the layers are made for what they see, the keys rotated by the positions
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
         self._model = weakref.ref(setup.model)
         layers = cache_layers(setup, table, self.streams)
@@ -94,6 +98,11 @@ class AttentionSinkKVCache(Cache):
     def nbytes(self) -> int:
         """Bytes of all stored tensors; constant from the first call on, except for the undo log while recording."""
         return sum(tensor.nbytes for tensor in self.stack.tensors)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of keys and values, which the first call of the streams decides; None before it."""
+        return next((layer.stored_dtype for layer in self.layers if isinstance(layer, SinkLayer)), None)
 
     @property
     def is_initialized(self) -> bool:
@@ -279,12 +288,17 @@ class AttentionSinkKVCache(Cache):
         return setup_of(self._owner()).layer_table(self.settings)
 
     def serves(self, setup: Setup, batch_size: int) -> bool:
-        """Return whether this cache is for the model of `setup` and its prefill, and has `batch_size` rows or none."""
+        """Return whether this cache is for the model of `setup` and its prefill, and has `batch_size` rows or none.
+
+        It is not sure to be where somebody has changed the model's config or its frequencies.
+        """
         seen = self.streams.seen
         return (
             self._model() is setup.model
             and self.settings.prefill == setup.settings.prefill
             and (not seen or len(seen) == batch_size)
+            and setup.config_as_read == vars(setup.model.config)
+            and all(map(Source.is_current, setup.sources))
         )
 
     def was_made_for(self, model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ import torch
 from ..architecture.layer_kinds import LayerKind
 from ..architecture.setup import Setup
 from ..plan.table import LayerTable
-from ..positions.rotary import Rotary
+from ..positions.schemes import rotates
 from .columns import KeysValues
 from .layer import EmptyLayer, Layer
 from .sink_layer import SinkLayer
@@ -44,14 +44,13 @@ def cache_layers(setup: Setup, table: LayerTable, streams: StreamState) -> list[
     latent = setup.architecture.rotated == "values"
     layers: list[Layer] = []
     for kind, reach, position in zip(setup.kinds, table.reaches, table.positions, strict=True):
-        rotates = isinstance(position, Rotary) and position.rotates
         if reach is None or not kind.stores:
             layers.append(StatesLayer(kind.states) if kind.states else EmptyLayer())
         elif kind.states:
             assert not latent  # no architecture has latent attention and states in one layer
-            layers.append(SinkAndStatesLayer(reach, streams, rotates, kind.states))
+            layers.append(SinkAndStatesLayer(reach, streams, rotates(position), kind.states))
         else:
-            layers.append(_sink_layer(kind, latent)(reach, streams, rotates))
+            layers.append(_sink_layer(kind, latent)(reach, streams, rotates(position)))
     return layers
 
 

@@ -38,6 +38,9 @@ class SinkLayer(Layer, CacheLayerMixin):
         [batch, num_key_value_heads, S+W+1, head_dim]: S sinks, then a ring of W+1 slots (see `plan`). Recent keys stay
         rotated as they were when they came; the first S slots hold the sinks as the last step saw them. None until the
         first call has made the buffers.
+    stored_dtype : torch.dtype or None
+        The dtype of all of them. The first call decides: where autocast makes keys and values of two dtypes, it is the
+        wider one. What comes in another dtype is converted, and attention gets it back in that. None before.
     sinks : torch.Tensor
         [batch, num_key_value_heads, S, head_dim], the rotated part of the sinks as it was at their own positions
         0..S-1. It is never changed, so its rounding error does not grow with the stream. It is empty where nothing is
@@ -61,6 +64,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         self.reach: Reach = reach
         self.streams, self.rotates = streams, rotates
         self.sinks = self.sink_slots = NOTHING
+        self.stored_dtype: torch.dtype | None = None
         self.pending: Buffers | None = None
         self.log = UndoLog()
         self._act: object = None  # the last selection of rows, which is not done twice
@@ -113,7 +117,7 @@ class SinkLayer(Layer, CacheLayerMixin):
             for buffer in (keys, values, sinks):
                 torch._dynamo.mark_static_address(buffer)
         log = self.log if log is None else log
-        self.dtype, self.device = keys.dtype, keys.device
+        self.dtype, self.device, self.stored_dtype = keys.dtype, keys.device, keys.dtype
         self.keys, self.values, self.sinks, self.sink_slots, self.log, self._act, self.is_initialized = (
             *(keys, values, sinks, slots, log, act),
             True,
@@ -125,7 +129,7 @@ class SinkLayer(Layer, CacheLayerMixin):
             self._hold(keys, values, sinks)
 
     def reset(self) -> None:
-        self.keys = self.values = self.pending = None
+        self.keys = self.values = self.pending = self.stored_dtype = None
         self.sinks = self.sink_slots = NOTHING
         self.log = UndoLog()
         self.is_initialized = False
@@ -155,6 +159,13 @@ class SinkLayer(Layer, CacheLayerMixin):
                 "a cache of attention sinks was updated by a model without them; call inject_attention_sinks(model), "
                 "or give the model a cache of its own."
             )
+        dtypes = key_states.dtype, value_states.dtype
+        if self.stored_dtype is None:
+            self.stored_dtype = torch.promote_types(*dtypes)
+        if dtypes != (self.stored_dtype, self.stored_dtype):
+            own = self.stored_dtype
+            all_keys, all_values = self.update(key_states.to(own), value_states.to(own), layer)
+            return all_keys.to(dtypes[0]), all_values.to(dtypes[1])
         plan = layer.plan
         if isinstance(plan, BlockPlan):
             return self._update_block(key_states, value_states, plan)
@@ -241,6 +252,8 @@ class SinkLayer(Layer, CacheLayerMixin):
                 evicted.put_back(*self.buffers[:2], self.reach)
         self.log = replace(self.log, new=())
         self.pending = None
+        if not self.is_initialized:
+            self.stored_dtype = None
         super().discard()
 
     # ---- taking tokens back

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from ..positions.schemes import Position
+from ..positions.schemes import Position, rotates
 from .reach import Reach
 
 
@@ -29,7 +30,7 @@ class LayerTable:
 
     def __post_init__(self) -> None:
         """Work everything out now. Until Python 3.11 a `cached_property` takes a lock, which would break a graph."""
-        for name in ("distinct_reaches", "plan_index", "is_uniform", "room"):
+        for name in ("distinct_reaches", "plan_index", "is_uniform", "room", "facts"):
             getattr(self, name)
 
     @cached_property
@@ -52,6 +53,16 @@ class LayerTable:
     def is_uniform(self) -> bool:
         """Whether all layers are alike."""
         return not any(self.groups)
+
+    @cached_property
+    def facts(self) -> tuple[tuple[Reach | None, bool, Any], ...]:
+        """For each layer what it sees, whether its keys are rotated and what its positions follow from.
+
+        They are plain data, without a tensor.
+        """
+        known = {id(position): position.facts for position in self.positions if position is not None}
+        lines = zip(self.reaches, self.positions, strict=True)
+        return tuple((reach, rotates(position), known.get(id(position))) for reach, position in lines)
 
     @cached_property
     def room(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -25,6 +26,11 @@ class Alibi:
     slopes: torch.Tensor
     scale: float = 1.0
     dtype: torch.dtype = torch.float32
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What the bias follows from, as plain data."""
+        return tuple(self.slopes.tolist()), self.scale
 
     def bias(self, query_position: torch.Tensor, key_position: torch.Tensor) -> torch.Tensor:
         """Return the bias, which is added to the scores.

@@ -31,6 +31,12 @@ class Frequencies:
     inv_freq: str = "inv_freq"
     scaling: str = "attention_scaling"
 
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """The inverse frequencies, as far as they are in memory, and the factor, as plain numbers."""
+        inv_freq: torch.Tensor = getattr(self.holder, self.inv_freq)
+        return None if inv_freq.is_meta else tuple(inv_freq.tolist()), getattr(self.holder, self.scaling)
+
 
 @dataclass(frozen=True)
 class PlainFrequencies:
@@ -82,10 +88,15 @@ class LongTextFrequencies:
         """The factor on cosines and sines."""
         return self._computed()[1]
 
+    @property
+    def attribute(self) -> str:
+        """The name of the module's frequencies for texts of the trained length."""
+        return f"{self.name}_original_inv_freq" if self.name else "original_inv_freq"
+
     def _computed(self) -> tuple[torch.Tensor, float]:
         """Return inverse frequencies and factor, as Transformers computes them."""
-        prefix, options = (f"{self.name}_", {"layer_type": self.name}) if self.name else ("", {})
-        device = getattr(self.module, f"{prefix}inv_freq").device
+        options = {"layer_type": self.name} if self.name else {}
+        device = getattr(self.module, self.attribute).device
         return ROPE_INIT_FUNCTIONS[self.rope_type](self.module.config, device, seq_len=self.length, **options)
 
 

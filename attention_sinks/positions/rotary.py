@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .frequencies import Frequencies
+from .frequencies import Frequencies, LongTextFrequencies
 
 Tables = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines."""
@@ -159,6 +159,11 @@ class Rotary:
     pairing: Pairing
     rotates: bool = True
 
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What the angles follow from, as plain data."""
+        return self.frequencies.facts
+
     def tables(self, positions: torch.Tensor) -> Tables:
         """Return cosines and sines of `positions` [R, n], each [R, n, d] float32."""
         cos, sin = self._cosines_and_sines(positions)
@@ -208,3 +213,64 @@ class Rotary:
 
 def _scaled(table: torch.Tensor, scaling: float, dtype: torch.dtype) -> torch.Tensor:
     return (table if scaling == 1 else table * scaling).to(dtype)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where in a model frequencies were read, to notice when somebody replaces or changes what was there.
+
+    Parameters
+    ----------
+    owner : nn.Module
+        The module that has `module`.
+    name : str
+        The name of `module` there.
+    module : nn.Module
+        The rotary module.
+    attribute : str
+        The name of its attribute with the inverse frequencies.
+    scaling : str
+        The name of the attribute with the factor on cosines and sines.
+    tensor : torch.Tensor
+        What that was.
+    state : tuple
+        The version of `tensor` and the factor.
+    """
+
+    owner: Any
+    name: str
+    module: Any
+    attribute: str
+    scaling: str
+    tensor: torch.Tensor
+    state: tuple[Any, ...]
+
+    def is_current(self) -> bool:
+        """Return whether the model still has this module, and it what was read."""
+        module, tensor = self.module, self.tensor
+        return (
+            self.owner._modules.get(self.name) is module
+            and getattr(module, self.attribute) is tensor
+            and self.state == (None if tensor.is_inference() else tensor._version, getattr(module, self.scaling, None))
+        )
+
+    def has_its_dtype(self) -> bool:
+        """Return whether the model still has this module in its dtype, which is all that a graph can ask."""
+        dtype: torch.dtype = getattr(self.module, self.attribute).dtype
+        return self.owner._modules.get(self.name) is self.module and dtype == self.tensor.dtype
+
+
+def source_of(model: Any, frequencies: Frequencies) -> Source | None:
+    """Return where `frequencies` are read in `model`; None when they are in no module of it."""
+    holder, attribute = frequencies.holder, frequencies.inv_freq
+    module = holder
+    if isinstance(holder, LongTextFrequencies):
+        module, attribute = holder.module, holder.attribute
+    for owner in model.modules():
+        for name, child in owner._modules.items():
+            if child is module:
+                tensor = getattr(module, attribute)
+                version = None if tensor.is_inference() else tensor._version
+                state = version, getattr(module, frequencies.scaling, None)
+                return Source(owner, name, module, attribute, frequencies.scaling, tensor, state)
+    return None

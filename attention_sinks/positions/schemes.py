@@ -17,6 +17,11 @@ Position = Rotary | Alibi | None
 """How one layer knows where its keys are; None for a layer that does not know it."""
 
 
+def rotates(position: Position) -> bool:
+    """Return whether a layer with this position rotates its keys."""
+    return isinstance(position, Rotary) and position.rotates
+
+
 class Scheme(Protocol):
     """What every position scheme can tell about a base model."""
 

@@ -37,7 +37,7 @@ def attend_block(
         rotated = layer.rotate(query.flatten(1, 2), layer.sink_rotation).view_as(query)
     sink_key, sink_value = take(key, plan.sinks), take(value, plan.sinks)
     outputs: list[torch.Tensor] = []
-    weights: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     for block in plan.query_blocks:
         sink_bias, band_bias = _biases(plan, layer, block, query.shape[1], key_bias)
         to_sinks = _scores(rotated[..., block.queries, :], sink_key, sink_bias, scaling, softcap)
@@ -48,9 +48,11 @@ def attend_block(
         on_sinks, on_band = probabilities.split([part.shape[-1] for part in scores], dim=-1)[:2]
         outputs.append(_mix(on_sinks, sink_value) + _mix(on_band, value[:, :, block.keys]))
         if layer.implementation == "eager":
-            weights.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], plan))
-    output = torch.cat(outputs, dim=3).flatten(1, 2).transpose(1, 2).contiguous()
-    return output.to(dtype), torch.cat(weights, dim=2).to(dtype) if weights else None
+            parts.append(_in_stream_order(on_sinks, on_band, block.keys, key.shape[2], plan))
+    output, weights = torch.cat(outputs, dim=3), torch.cat(parts, dim=2).to(dtype) if parts else None
+    if weights is not None and weights.requires_grad:  # such that gradients reach the weights that are returned
+        output = _mix(by_key_head(weights.to(value.dtype), key.shape[1]), value.index_select(2, plan.filled))
+    return output.flatten(1, 2).transpose(1, 2).contiguous().to(dtype), weights
 
 
 def _biases(

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..architecture.setup import Setup
 from ..cache.cache import AttentionSinkKVCache
+from ..plan.table import LayerTable
 
 
 def refuse_tokens(ids: Any, embeds: Any) -> NoReturn:
@@ -33,10 +34,14 @@ def check_kind_of_cache(cache: Any) -> None:
 
 
 def check_cache(cache: Any, setup: Setup, batch_size: int) -> None:
-    """Refuse a cache that does not fit the model as it runs now, or the batch size of the call."""
+    """Refuse a cache that does not fit the model as it runs now, or the batch size of the call.
+
+    What somebody has changed in the model since it was last looked at is noticed here; `check_facts` judges it.
+    """
     check_kind_of_cache(cache)
     if not cache.was_made_for(setup.model):
         raise ValueError("cache was made for another model; make one with AttentionSinkKVCache(model) for this model.")
+    setup.notice_changes()
     if len(cache.layers) != len(setup.kinds):
         raise ValueError(
             f"cache was made for another number of layers, {len(cache.layers)}, than the model runs now, "
@@ -52,6 +57,24 @@ def check_cache(cache: Any, setup: Setup, batch_size: int) -> None:
             f"the call has batch size {batch_size}, but cache holds {len(cache.streams.seen)} rows; use the "
             "same batch size, batch_select_indices / batch_repeat_interleave, or reset() the cache."
         )
+
+
+def check_facts(cache: AttentionSinkKVCache, setup: Setup, table: LayerTable) -> None:
+    """Refuse a cache whose layers or keys were made when the model had other facts than `table` has now."""
+    made, now = ([line[:2] for line in facts] for facts in (cache.facts, table.facts))
+    if made != now or setup.fit(cache.settings) != cache.settings:
+        raise ValueError(
+            "cache was made for a model whose layers see or rotate other tokens than they do now, because its config "
+            "(sliding_window, layer_types …) has been changed since; make a new AttentionSinkKVCache(model)."
+        )
+    if cache.facts != table.facts and cache.streams.seen:
+        model, cast = setup.model, f"cast from {cache.dtype} to {setup.model.dtype}, which rounds its frequencies"
+        raise ValueError(
+            "cache holds keys at other positions than those that the model gives now: since the stream began, the "
+            f"model was {cast if cache.dtype != model.dtype else 'given another rotary module, frequencies or config'}"
+            "; reset() the cache, or make a new AttentionSinkKVCache(model), and feed the text again."
+        )
+    cache.facts = table.facts
 
 
 def check_checkpointing(model: nn.Module) -> None:

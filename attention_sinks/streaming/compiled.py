@@ -20,16 +20,22 @@ from ..versions import CACHE
 from .inputs import ready_mask
 
 
+def is_exporting() -> bool:
+    """Return whether `torch.export` is tracing; PyTorch tells since 2.7."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+
+
 def is_compiled_step(model: Any, given: dict[str, Any]) -> bool:
     """Return whether a call that is traced, with the arguments `given`, is a step that one graph can serve."""
     cache, mask, tokens = given.get(CACHE), given.get("attention_mask"), tokens_of(given)
     if not isinstance(cache, AttentionSinkKVCache) or not cache.can_step_in_graph or tokens is None:
         return False
-    counters = cache.streams.device
+    setup, counters = setup_of(model), cache.streams.device
     assert counters is not None  # a cache that can step in a graph has had a call
     batch_size = counters.seen.shape[0]
     return (
-        cache.was_made_for(setup_of(model).model)
+        cache.was_made_for(setup.model)
+        and all(source.has_its_dtype() for source in setup.sources)
         and tuple(tokens.shape[:2]) == (batch_size, 1)
         and tokens.device.type != "mps"
         and (mask is None or (mask.dim() == 2 and mask.shape[0] == batch_size))

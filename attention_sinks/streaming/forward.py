@@ -21,7 +21,7 @@ from ..plan.token import plan_token
 from ..versions import BOTH_NAMES_BY_ITSELF, CACHE, OTHER_CACHE_NAME, with_both_names, with_cache_named
 from .attention import LAYER_PLAN
 from .bound_cache import BoundCache, bound_cache_in
-from .compiled import is_compiled_step, plan_compiled_step
+from .compiled import is_compiled_step, is_exporting, plan_compiled_step
 from .inputs import Inputs, read_arguments, read_inputs
 from .multimodal import TEXT_ARGUMENTS, placeholder_positions, refuse_media
 from .outputs import joined
@@ -41,12 +41,23 @@ def streaming_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Run a call of the base model.
 
     Under `torch.compile` a step becomes part of the graph. Other calls break the graph and run as they do without it.
+
+    Raises
+    ------
+    NotImplementedError
+        Under `torch.export`.
     """
     if MARK not in model.__dict__:  # as `_lost_its_sinks`
         return call_plain(model, *args, **kwargs)
     given = read_arguments(model, args, kwargs)
     if not torch.compiler.is_compiling():
         return _stream(model, given)
+    if is_exporting():
+        raise NotImplementedError(
+            f"{type(model).__name__} has attention sinks and cannot be exported: what a call does follows from where "
+            "its streams stand, which an exported program cannot ask; call remove_attention_sinks(model) and export "
+            "the plain model, or use torch.compile instead."
+        )
     if is_compiled_step(model, given):
         return _step_in_graph(model, given)
     return _stream_outside_graph(model, given)

@@ -23,6 +23,7 @@ from .checks import (
     check_cache,
     check_checkpointing,
     check_dense,
+    check_facts,
     check_padding_of_states,
     check_position_ids,
     check_single_tokens,
@@ -30,8 +31,9 @@ from .checks import (
     refuse_tokens,
     trains_with_checkpointing,
 )
+from .hooks import hooked_module, warn_of_pieces
 from .multimodal import MEDIA, TEXT_ARGUMENTS, refuse_media
-from .padding import padding_left, reordered
+from .padding import clear_padding, padding_left, reordered
 
 
 def read_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -100,13 +102,21 @@ class Inputs:
         return self.real.gather(1, self.order.argsort(dim=1).to("cpu"))
 
     def chunks(self, size: int) -> Iterator[slice]:
-        """Yield the columns of the call, cut into chunks of at most `size` where that changes nothing."""
+        """Yield the columns of the call, cut into chunks of at most `size` where nobody sees that."""
         if not self.setup.architecture.states_continue:
             size = 1 if any(self.counters.seen) else self.columns
-        elif self.setup.settings.prefill == "dense" or self.with_gradients or self.wants_attentions:
+            if size < self.columns:
+                warn_of_pieces(self.setup.model)
+        elif self.columns > size and self._stays_whole():
             size = self.columns
         for start in range(0, self.columns, size):
             yield slice(start, min(start + size, self.columns))
+
+    def _stays_whole(self) -> bool:
+        """Return whether somebody would see that the call was cut."""
+        if self.setup.settings.prefill == "dense" or self.with_gradients or self.wants_attentions:
+            return True
+        return hooked_module(self.setup.model) is not None
 
     def counts(self, chunk: slice) -> tuple[int, ...]:
         """Return how many tokens each row has in `chunk`."""
@@ -141,7 +151,9 @@ class Inputs:
         back = self.order.argsort(dim=1)
         output["last_hidden_state"] = reordered(output["last_hidden_state"], back)
         if (hidden_states := output.get("hidden_states")) is not None:
-            output["hidden_states"] = tuple(reordered(states, back) for states in hidden_states)
+            output["hidden_states"] = tuple(
+                None if states is None else reordered(states, back) for states in hidden_states
+            )
         if (attentions := output.get("attentions")) is not None:
             output["attentions"] = tuple(
                 None if weights is None else reordered(weights.transpose(1, 2), back).transpose(1, 2)
@@ -181,14 +193,17 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
     with_gradients = torch.is_grad_enabled()
     cache, keep_cache = given.pop(CACHE, None), True
     if cache is None:
+        setup.notice_changes()
         cache, keep_cache = _cache_of_one_call(model, given, columns, with_gradients)
     elif not isinstance(cache, AttentionSinkKVCache) or not cache.serves(setup, batch_size):
         check_cache(cache, setup, batch_size)
-    settings = (setup if cache is None else cache).settings
+    settings = setup.fit(setup.settings) if cache is None else cache.settings
     sizes = (settings.sink_size, settings.window_size, settings.prefill, config.num_hidden_layers)
     table = setup.tables.get(sizes) or setup.layer_table(settings)
     if cache is not None and len(cache.layers) != len(table.reaches):
         check_cache(cache, setup, batch_size)
+    if cache is not None and cache.facts is not table.facts:
+        check_facts(cache, setup, table)
     if with_gradients and keep_cache and cache is not None:
         check_checkpointing(model)
     mask, position_ids = given.pop("attention_mask", None), given.pop("position_ids", None)
@@ -197,6 +212,8 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
         check_position_ids(position_ids, real, batch_size, columns, cache)
     if wants_attentions:
         check_attentions(columns, settings.visible_size)
+    if real is not None:
+        clear_padding(given, real)
     real, order = (None, None) if real is None else padding_left(real, device)
     if setup.settings.prefill == "dense":
         check_dense(setup, cache, columns if real is None else real.sum(1))

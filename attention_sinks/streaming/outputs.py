@@ -23,15 +23,21 @@ def joined(
         raise NotImplementedError(f"a call longer than {size} tokens cannot return {names}; make shorter calls.")
     new = _hidden_states(part)
     if whole is None:
-        whole, (last, *others) = part, [states.new_empty(len(states), columns, states.shape[2]) for states in new]
+        whole, (last, *others) = part, [_room(states, columns) for states in new]
         whole["last_hidden_state"] = last
         if others:
             whole["hidden_states"] = tuple(others)
     for room, states in zip(_hidden_states(whole), new, strict=True):
-        room[:, chunk] = states
+        if room is not None and states is not None:
+            room[:, chunk] = states
     return whole
 
 
-def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor]:
-    """Return everything in `output` that has columns."""
+def _hidden_states(output: BaseModelOutputWithPast) -> list[torch.Tensor | None]:
+    """Return everything in `output` that has columns; None for a layer whose states the caller has not chosen."""
     return [output["last_hidden_state"], *(output.get("hidden_states") or ())]
+
+
+def _room(states: torch.Tensor | None, columns: int) -> torch.Tensor | None:
+    """Return room for states like `states` [batch, n, hidden_size] with `columns` columns."""
+    return None if states is None else states.new_empty(len(states), columns, states.shape[2])

@@ -1,8 +1,21 @@
-"""Padding is moved to the left of the new tokens before a call, and the output is moved back after it."""
+"""Padding is cleared and moved to the left of the new tokens before a call; the output is moved back after it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+EMBEDDINGS = ("inputs_embeds", "per_layer_inputs")
+"""Arguments that are multiplied as they are. What stands at padding may be NaN, which no weight of zero takes away."""
+
+
+def clear_padding(given: dict[str, Any], real: torch.Tensor) -> None:
+    """Replace embeddings among the arguments `given` by ones with zeros where `real` [batch, columns] bool is False."""
+    for name in EMBEDDINGS:
+        if (states := given.get(name)) is not None:
+            padding = ~real.to(states.device).view(*real.shape, *[1] * (states.dim() - 2))
+            given[name] = states.masked_fill(padding, 0)
 
 
 def padding_left(

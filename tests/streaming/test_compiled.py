@@ -9,11 +9,20 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
 from attention_sinks.architecture.setup import setup_of
 from references.naive import naive_logits
 from support.contract import pattern
-from support.helpers import assert_close, assert_same_state, random_ids, state_of, stream, tiny_llama
+from support.helpers import (
+    assert_close,
+    assert_same_state,
+    plain_logits,
+    random_ids,
+    state_of,
+    stream,
+    streaming_llama,
+    tiny_llama,
+)
 from support.pages import COMPILING, run_block
 from support.zoo import MODELS
 
@@ -245,3 +254,15 @@ def test_the_cache_says_what_its_counters_take():
     feed(compiled(model), ids[:, 30:], cache)
     assert cache.nbytes == before
     assert sum(tensor.nbytes for tensor in cache.streams.device.tensors) < 4096
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_an_export_is_refused(strict, use_cache):
+    model, ids = streaming_llama(), random_ids(1, 8)
+    with pytest.raises((NotImplementedError, torch._dynamo.exc.Unsupported)) as caught, torch.no_grad():
+        torch.export.export(model, (ids,), {"use_cache": use_cache}, strict=strict)
+    assert "cannot be exported" in str(caught.value) and "remove_attention_sinks(model)" in str(caught.value)
+    with torch.no_grad():
+        exported = torch.export.export(remove_attention_sinks(model), (ids,), {"use_cache": False}, strict=strict)
+    assert_close(exported.module()(ids, use_cache=False).logits, plain_logits(tiny_llama(), ids))

@@ -4,10 +4,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attention_sinks import inject_attention_sinks
+from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
+from attention_sinks.streaming import forward
+from attention_sinks.versions import transformers_release
 from references.naive import naive_logits, naive_stream
 from support.contract import left_padded, pattern
-from support.helpers import S, W, assert_close, cut, largest_difference, random_ids, stream, streaming_llama, tiny_llama
+from support.helpers import (
+    S,
+    W,
+    assert_close,
+    cut,
+    largest_difference,
+    plain_logits,
+    random_ids,
+    stream,
+    streaming_llama,
+    tiny_llama,
+)
 
 ROOM = S + W + 1
 
@@ -38,6 +51,38 @@ def test_hidden_states_of_a_call(ids, expected, length, use_cache):
         states = streaming_llama()(ids[None, :length], output_hidden_states=True, use_cache=use_cache).hidden_states
     assert len(states) == 3 and all(state.shape == (1, length, 64) for state in states)
     assert_close(torch.cat(states), expected.hidden_states[:, :length], tolerance=2e-3)  # of magnitude 10
+
+
+CHOSEN = [[0, 2], [1], [-1], 1]
+
+
+@pytest.mark.skipif(transformers_release() < (5, 24), reason="this release cannot choose")
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("chosen", CHOSEN, ids=str)
+def test_chosen_hidden_states_of_a_short_text_are_those_of_plain_transformers(chosen, padding):
+    ids, mask = random_ids(2, 10), torch.ones(2, 10, dtype=torch.long)
+    if padding != "none":
+        mask[0, slice(0, 3) if padding == "left" else slice(7, None)] = 0
+    options = {"attention_mask": mask, "output_hidden_states": chosen}
+    with torch.no_grad():
+        plain = tiny_llama()(ids, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **options).hidden_states
+        states = streaming_llama()(ids, **options).hidden_states
+    for own, theirs in zip(states, plain, strict=True):
+        assert (own is None) == (theirs is None)
+        if own is not None:
+            assert_close(own[mask.bool()], theirs[mask.bool()])
+
+
+@pytest.mark.skipif(transformers_release() < (5, 24), reason="this release cannot choose")
+@pytest.mark.parametrize("chosen", CHOSEN, ids=str)
+def test_chosen_hidden_states_of_a_call_in_chunks(ids, expected, chosen, monkeypatch):
+    monkeypatch.setattr(forward, "CHUNK_SIZE", 32)
+    with torch.no_grad():
+        states = streaming_llama()(ids[None], output_hidden_states=chosen).hidden_states
+    indices = {index % 3 for index in ([chosen] if isinstance(chosen, int) else chosen)}
+    assert len(states) == 3 and {index for index, state in enumerate(states) if state is not None} == indices
+    for index in indices:
+        assert_close(states[index][0], expected.hidden_states[index], tolerance=2e-3)
 
 
 def test_hidden_states_token_by_token(ids, expected):
@@ -79,6 +124,23 @@ def test_attentions_of_a_first_call_are_plain_transformers(ids):
         outputs = streaming_llama(attn_implementation="eager")(ids[None, :ROOM], output_attentions=True)
     assert_close(torch.stack(outputs.attentions), torch.stack(plain.attentions))
     assert_close(outputs.logits, plain.logits)
+
+
+def test_gradients_reach_the_attentions(ids):
+    """Weights that are read off beside the output would get none."""
+    mask = torch.ones(2, ROOM, dtype=torch.long)
+    mask[0, :5] = 0
+    batch, gradients = ids[: 2 * ROOM].view(2, ROOM), []
+    for model in (tiny_llama(attn_implementation="eager"), streaming_llama(attn_implementation="eager")):
+        outputs = model(batch, attention_mask=mask, output_attentions=True, use_cache=False)
+        for weights in outputs.attentions:
+            weights.retain_grad()
+        F.cross_entropy(outputs.logits[mask.bool()], batch[mask.bool()]).backward()
+        gradients.append(torch.stack([weights.grad for weights in outputs.attentions]))
+    seen = mask.bool()[:, None, :, None] & mask.bool()[:, None, None] & torch.ones(ROOM, ROOM).tril().bool()
+    plain, own = (gradient.masked_fill(~seen, 0) for gradient in gradients)
+    assert plain.abs().max() > 1e-2
+    assert_close(own, plain, tolerance=1e-5)
 
 
 def test_attentions_of_a_later_call(ids, expected):
@@ -138,6 +200,27 @@ def test_outputs_stand_where_their_columns_stand():
                 weights = torch.stack([w[r, :, column] for w in outputs.attentions])
                 seen = weights[..., weights.amax(dim=(0, 1)) > 0]
                 assert_close(seen.sort().values, row.attentions[i].sort().values)
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+@pytest.mark.parametrize("prefill", ["streaming", "dense"])
+def test_nan_in_padding_stays_there(with_gradients, prefill):
+    """Padding on the left, in the middle and on the right, in one call of several and in a step."""
+    model, plain = inject_attention_sinks(tiny_llama(), S, 30, prefill), tiny_llama()
+    shape = pattern("..xxxx.xx.x", "xxxxxx...x.", "x.xxxx.....")
+    embeds = plain.get_input_embeddings()(random_ids(3, 11)).detach()
+    poisoned = embeds.masked_fill(~shape[..., None], float("nan")).requires_grad_(with_gradients)
+    cache, calls = AttentionSinkKVCache(model), []
+    with torch.set_grad_enabled(with_gradients):
+        for columns in (slice(0, 6), slice(6, 10), slice(10, 11)):
+            mask = shape[:, columns].long()
+            calls.append(model(inputs_embeds=poisoned[:, columns], attention_mask=mask, cache=cache).logits)
+    logits = torch.cat(calls, dim=1)
+    for row, own in enumerate(shape):
+        assert_close(logits[row, own], plain_logits(plain, None, inputs_embeds=embeds[row, own][None])[0])
+    if with_gradients:
+        logits[shape].square().sum().backward()
+        assert poisoned.grad[shape].abs().max() > 0 and poisoned.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.int64, torch.float32], ids=str)
