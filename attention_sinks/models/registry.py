@@ -255,4 +255,5 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         )
     architecture = ARCHITECTURES[model_type]
     architecture.check(config)
+    architecture.check_layers(config)
     return architecture
