@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,6 +16,7 @@ from ..settings import SinkSettings
 from .layer_kinds import LayerKind
 from .modules import base_model_of
 from .spec import Architecture
+from .tables import Hold, TableKey, Tables
 
 logger = logging.get_logger(__name__)
 
@@ -24,6 +25,12 @@ MARK = "_attention_sinks"
 
 COPY_MARK = "_attention_sinks_of_copy"
 """The attribute under which a shallow copy of a base model keeps its own `Setup`."""
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    """Warn, unless it has been done lately. Transformers' own `warning_once` keeps every message for ever."""
+    logger.warning(message)
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Setup:
 
     Attributes
     ----------
-    tables : dict
+    tables : Tables
         The tables made so far, by S, W, prefill and number of layers.
     """
 
@@ -49,7 +56,7 @@ class Setup:
     settings: SinkSettings
     architecture: Architecture
     _kinds: dict[int, tuple[LayerKind, ...]] = field(default_factory=dict, repr=False, compare=False)
-    tables: dict[tuple[int, int, str, int], LayerTable] = field(default_factory=dict, repr=False, compare=False)
+    tables: Tables = field(default_factory=Tables, repr=False, compare=False)
 
     def fit(self, settings: SinkSettings) -> SinkSettings:
         """Return `settings` as this model can use them.
@@ -80,7 +87,7 @@ class Setup:
                 f"attention_sink_size={settings.sink_size} leaves no window: every layer of this model sees {native} "
                 f"tokens at most (config.sliding_window); choose at most {native - 2} sinks."
             )
-        logger.warning_once(
+        _warn_once(
             f"attention_sink_window_size={settings.window_size} is cut to {window}: every layer of this model sees "
             f"{native} tokens at most (config.sliding_window), sinks and the current token included."
         )
@@ -90,12 +97,14 @@ class Setup:
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kind of each layer.
 
-        It is read once for each number of layers, which changes while `generate` lets a model exit early.
+        It is read again when the number of layers changes, which it does while `generate` lets a model exit early.
         """
         config = self.model.config
-        if config.num_hidden_layers not in self._kinds:
-            self._kinds[config.num_hidden_layers] = self.architecture.kinds(config)
-        return self._kinds[config.num_hidden_layers]
+        kinds = self._kinds.get(config.num_hidden_layers)
+        if kinds is None:
+            self._kinds.clear()
+            kinds = self._kinds[config.num_hidden_layers] = self.architecture.kinds(config)
+        return kinds
 
     @cached_property
     def has_states(self) -> bool:
@@ -112,11 +121,23 @@ class Setup:
         return min(windows) if all(windows) and not any(kind.chunk for kind in self.kinds) else None
 
     def layer_table(self, settings: SinkSettings) -> LayerTable:
-        """Return the table of the layers that the model runs now, under `settings`. It is made once."""
-        key = (settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers)
-        if key not in self.tables:
-            self.tables[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
-        return self.tables[key]
+        """Return the table of the layers that the model runs now, under `settings`."""
+        table = self.known_table(settings)
+        if table is None:
+            table = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
+            table = self.tables.add(self._key_of(settings), table)
+        return table
+
+    def known_table(self, settings: SinkSettings) -> LayerTable | None:
+        """Return the same if it need not be made."""
+        return self.tables.known.get(self._key_of(settings))
+
+    def hold_table(self, settings: SinkSettings) -> Hold:
+        """Return what a cache must have as long as it lives, so that its table is not forgotten."""
+        return self.tables.hold(self._key_of(settings))
+
+    def _key_of(self, settings: SinkSettings) -> TableKey:
+        return settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers
 
     def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
         """Return what the queries of each layer see under `settings`; None for a layer without attention."""
@@ -139,7 +160,7 @@ class Setup:
         """Warn, once, when queries see more tokens than the texts that the model was trained on."""
         trained = getattr(self.model.config, "max_position_embeddings", None)
         if trained is not None and settings.visible_size > trained:
-            logger.warning_once(
+            _warn_once(
                 f"attention_sink_size={settings.sink_size} and attention_sink_window_size={settings.window_size} let a "
                 f"query see {settings.visible_size} tokens, but the model was trained on {trained}; choose a window of "
                 f"at most {max(1, trained - settings.sink_size - 1)}."

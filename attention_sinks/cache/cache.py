@@ -70,7 +70,7 @@ class AttentionSinkKVCache(Cache):
         )
         self.settings = setup.fit(settings)
         setup.warn_beyond_training(self.settings)
-        table = setup.layer_table(self.settings)
+        self._hold, table = setup.hold_table(self.settings), setup.layer_table(self.settings)
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
         self._model = weakref.ref(setup.model)
         layers = cache_layers(setup, table, self.streams)

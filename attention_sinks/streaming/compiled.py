@@ -27,9 +27,10 @@ def is_compiled_step(model: Any, given: dict[str, Any]) -> bool:
         return False
     counters = cache.streams.device
     assert counters is not None  # a cache that can step in a graph has had a call
-    batch_size = counters.seen.shape[0]
+    batch_size, setup = counters.seen.shape[0], setup_of(model)
     return (
-        cache.was_made_for(setup_of(model).model)
+        cache.was_made_for(setup.model)
+        and setup.known_table(cache.settings) is not None  # to make one takes a lock, which would break a graph
         and tuple(tokens.shape[:2]) == (batch_size, 1)
         and tokens.device.type != "mps"
         and (mask is None or (mask.dim() == 2 and mask.shape[0] == batch_size))

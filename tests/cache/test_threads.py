@@ -1,31 +1,26 @@
 """One model in several threads, each with a stream of its own: nothing about a stream lives on the model."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits
-from support.helpers import LENGTH_DEPENDENT, assert_close, assert_tokens_follow, cut, random_ids, stream, tiny_llama
+from support.helpers import (
+    LENGTH_DEPENDENT,
+    THREADS,
+    assert_close,
+    assert_tokens_follow,
+    cut,
+    in_parallel,
+    random_ids,
+    stream,
+    tiny_llama,
+)
 
-THREADS = 6
 SETTINGS = [(4, 12), (4, 20), (0, 9), (1, 30), (2, 11), (8, 5)]
 MODELS = {"default": {}, **LENGTH_DEPENDENT}
-
-
-def in_parallel(work):
-    """work(number of the thread) in every thread, all starting together; results in order."""
-    barrier = Barrier(THREADS)
-
-    def run(number):
-        barrier.wait(timeout=60)
-        return work(number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [future.result(timeout=300) for future in [pool.submit(run, number) for number in range(THREADS)]]
 
 
 @pytest.mark.parametrize("kind", MODELS)
