@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .architecture.calls import RunningCalls
 from .architecture.modules import base_model_of, without_adapter
 from .architecture.setup import MARK, Setup, setup_of
 from .architecture.streaming_class import is_streaming, plain_class
@@ -32,6 +34,11 @@ class InstalledPatches:
 
     setup: Setup
     patches: tuple[Patch, ...]
+    calls: RunningCalls = field(default_factory=RunningCalls, compare=False)
+
+
+_SWITCHING = RLock()
+"""Who has it is the only one to put attention sinks into a model or to take them out."""
 
 
 def installed_in(base: PreTrainedModel) -> InstalledPatches | None:
@@ -61,16 +68,18 @@ def install(model: nn.Module, setup: Setup) -> None:
     ValueError
         When it is a shallow copy of a model with attention sinks.
     RuntimeError
-        When the class of one of its modules has been replaced since attention sinks went in.
+        When the class of one of its modules has been replaced since attention sinks went in, or while a call runs.
     """
-    before = installed_in(setup.model)
-    outer = without_adapter(model)
-    assert isinstance(outer, PreTrainedModel)  # or there would be no setup
-    _check_classes(outer.modules())
-    patches = tuple(_patches(setup, outer))
-    patched = {patch.module for patch in patches}
-    others = (patch for patch in _patches_of(before) if patch.module not in patched)  # other heads of the base model
-    _switch(setup.model, before, InstalledPatches(setup, (*patches, *others)))
+    with _SWITCHING:
+        before = installed_in(setup.model)
+        outer = without_adapter(model)
+        assert isinstance(outer, PreTrainedModel)  # or there would be no setup
+        _check_classes(outer.modules())
+        patches = tuple(_patches(setup, outer))
+        patched = {patch.module for patch in patches}
+        others = (patch for patch in _patches_of(before) if patch.module not in patched)  # other heads of the base
+        calls = RunningCalls() if before is None else before.calls
+        _switch(setup.model, before, InstalledPatches(setup, (*patches, *others), calls))
 
 
 def uninstall(model: nn.Module) -> None:
@@ -81,36 +90,54 @@ def uninstall(model: nn.Module) -> None:
     ValueError
         When it is a shallow copy of a model with attention sinks.
     RuntimeError
-        When the class of one of its modules has been replaced since attention sinks went in.
+        When the class of one of its modules has been replaced since attention sinks went in, or while a call runs.
     """
     base = base_model_of(model)
-    before = installed_in(base)
-    modules = list(without_adapter(model).modules())
-    _check_classes([*modules, *(patch.module for patch in _patches_of(before))])
-    _switch(base, before, None)
-    for module in modules:  # of shallow copies, and what a second Ctrl-C has left
-        for patch in standing_in(module):
-            patch.undo()
+    with _SWITCHING:
+        before = installed_in(base)
+        modules = list(without_adapter(model).modules())
+        _check_classes([*modules, *(patch.module for patch in _patches_of(before))])
+        _switch(base, before, None)
+        for module in modules:  # of shallow copies, and what a second Ctrl-C has left
+            for patch in standing_in(module):
+                patch.undo()
 
 
 def restore(base: PreTrainedModel, before: InstalledPatches | None) -> None:
-    """Give a base model, and the models around it, the patches back that `installed_in` has returned."""
-    _switch(base, base.__dict__.get(MARK), before)
+    """Give a base model, and the models around it, the patches back that `installed_in` has returned.
+
+    Raises
+    ------
+    RuntimeError
+        When a call runs. The model then keeps what it has.
+    """
+    with _SWITCHING:
+        _switch(base, base.__dict__.get(MARK), before)
 
 
 def _switch(base: PreTrainedModel, before: InstalledPatches | None, after: InstalledPatches | None) -> None:
-    """Put the patches of `after` in the place of those of `before`; an exception, Ctrl-C too, puts all of them back."""
-    try:
-        _settle(base, before, after)
-    except BaseException:
-        _settle(base, after, before)
-        raise
+    """Put the patches of `after` in the place of those of `before`, while no call runs and none can begin.
+
+    An exception, Ctrl-C too, puts all of those of `before` back.
+    """
+    installed = before or after
+    calls = RunningCalls() if installed is None else installed.calls
+    with calls.lock:
+        calls.check_none(base)
+        try:
+            _settle(base, before, after)
+        except BaseException:
+            _settle(base, after, before)
+            raise
 
 
 def _settle(base: PreTrainedModel, unwanted: InstalledPatches | None, wanted: InstalledPatches | None) -> None:
-    """Undo the patches of `unwanted` that `wanted` does not have, and apply those of `wanted`."""
+    """Undo the patches of `unwanted` that `wanted` does not have, and apply those of `wanted`.
+
+    The models come first and go last, so that a call that begins meanwhile finds the lock of its model.
+    """
     kept = {(type(patch), patch.module): patch for patch in _patches_of(wanted)}
-    for patch in _patches_of(unwanted):
+    for patch in reversed(_patches_of(unwanted)):
         if kept.get((type(patch), patch.module)) != patch:
             patch.undo()
     for patch in kept.values():

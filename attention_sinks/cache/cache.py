@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from ..architecture.setup import Setup, setup_of
 from ..plan.table import LayerTable
 from ..settings import SinkSettings
-from .layer import Layer
+from .layer import Layer, refuse_plain_model
 from .layer_stack import LayerStack
 from .layers import cache_layers
 from .snapshot import restore_snapshot, settings_of, take_snapshot
@@ -121,11 +121,11 @@ class AttentionSinkKVCache(Cache):
         """Return the input columns seen since the last reset, padding included; `generate` slices its inputs by it."""
         return self.streams.columns
 
-    def get_query_offset(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
-        return 0
+    def get_query_offset(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> NoReturn:
+        refuse_plain_model()  # it asks this for its mask, before its layers change any state; ours makes no mask
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        return query_length, 0
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0, *args: Any, **kwargs: Any) -> NoReturn:
+        refuse_plain_model()
 
     def __repr__(self) -> str:
         s, w, prefill = self.settings.sink_size, self.settings.window_size, self.settings.prefill

@@ -1,0 +1,65 @@
+"""Which calls of a model run now, so that attention sinks neither go in nor out meanwhile.
+
+This is the one thing about calls that is not kept in a cache: a call without a cache has to be known, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+from weakref import WeakSet
+
+
+class Call:
+    """One call that runs. It is known as long as the frame that runs it lives, whatever exception ends it."""
+
+    __slots__ = ("__weakref__",)
+
+
+class RunningCalls:
+    """The calls of one base model that run now.
+
+    Attributes
+    ----------
+    lock : Lock
+        Who has it puts attention sinks in or takes them out.
+    running : WeakSet of Call
+        A call adds itself, and lets `begin` settle it where the lock is taken. In the end it takes itself out.
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.running: WeakSet[Call] = WeakSet()
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Know of a call for the length of a block. A step of a stream does the same without the block."""
+        call = Call()
+        try:
+            self.begin(call)
+            yield
+        finally:
+            self.running.discard(call)
+
+    def begin(self, call: Call) -> None:
+        """Know of `call`, but not before the lock is free."""
+        self.running.add(call)
+        while self.lock.locked():  # whoever took it before may not have seen the call
+            self.running.discard(call)
+            with self.lock:
+                pass
+            self.running.add(call)
+
+    def check_none(self, model: object) -> None:
+        """Raise RuntimeError, with the cure, when a call of `model` runs."""
+        if len(self.running):
+            raise RuntimeError(
+                f"model={type(model).__name__} is in use: a call has not ended, in another thread or around this one, "
+                "and attention sinks cannot go in or out in the midst of it. Wait for it, then try again."
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle no calls: none of them runs in the copy."""
+        return RunningCalls, ()
