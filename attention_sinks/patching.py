@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from threading import RLock
 from typing import Any
 
 from torch import nn
@@ -37,10 +36,6 @@ class InstalledPatches:
     calls: RunningCalls = field(default_factory=RunningCalls, compare=False)
 
 
-_SWITCHING = RLock()
-"""Who has it is the only one to put attention sinks into a model or to take them out."""
-
-
 def installed_in(base: PreTrainedModel) -> InstalledPatches | None:
     """Return what is installed in a base model.
 
@@ -70,16 +65,15 @@ def install(model: nn.Module, setup: Setup) -> None:
     RuntimeError
         When the class of one of its modules has been replaced since attention sinks went in, or while a call runs.
     """
-    with _SWITCHING:
-        before = installed_in(setup.model)
-        outer = without_adapter(model)
-        assert isinstance(outer, PreTrainedModel)  # or there would be no setup
-        _check_classes(outer.modules())
-        patches = tuple(_patches(setup, outer))
-        patched = {patch.module for patch in patches}
-        others = (patch for patch in _patches_of(before) if patch.module not in patched)  # other heads of the base
-        calls = RunningCalls() if before is None else before.calls
-        _switch(setup.model, before, InstalledPatches(setup, (*patches, *others), calls))
+    before = installed_in(setup.model)
+    outer = without_adapter(model)
+    assert isinstance(outer, PreTrainedModel)  # or there would be no setup
+    _check_classes(outer.modules())
+    patches = tuple(_patches(setup, outer))
+    patched = {patch.module for patch in patches}
+    others = (patch for patch in _patches_of(before) if patch.module not in patched)  # other heads of the base
+    calls = RunningCalls() if before is None else before.calls
+    _switch(setup.model, before, InstalledPatches(setup, (*patches, *others), calls))
 
 
 def uninstall(model: nn.Module) -> None:
@@ -93,14 +87,13 @@ def uninstall(model: nn.Module) -> None:
         When the class of one of its modules has been replaced since attention sinks went in, or while a call runs.
     """
     base = base_model_of(model)
-    with _SWITCHING:
-        before = installed_in(base)
-        modules = list(without_adapter(model).modules())
-        _check_classes([*modules, *(patch.module for patch in _patches_of(before))])
-        _switch(base, before, None)
-        for module in modules:  # of shallow copies, and what a second Ctrl-C has left
-            for patch in standing_in(module):
-                patch.undo()
+    before = installed_in(base)
+    modules = list(without_adapter(model).modules())
+    _check_classes([*modules, *(patch.module for patch in _patches_of(before))])
+    _switch(base, before, None)
+    for module in modules:  # of shallow copies, and what a second Ctrl-C has left
+        for patch in standing_in(module):
+            patch.undo()
 
 
 def restore(base: PreTrainedModel, before: InstalledPatches | None) -> None:
@@ -111,8 +104,7 @@ def restore(base: PreTrainedModel, before: InstalledPatches | None) -> None:
     RuntimeError
         When a call runs. The model then keeps what it has.
     """
-    with _SWITCHING:
-        _switch(base, base.__dict__.get(MARK), before)
+    _switch(base, base.__dict__.get(MARK), before)
 
 
 def _switch(base: PreTrainedModel, before: InstalledPatches | None, after: InstalledPatches | None) -> None:
@@ -122,8 +114,7 @@ def _switch(base: PreTrainedModel, before: InstalledPatches | None, after: Insta
     """
     installed = before or after
     calls = RunningCalls() if installed is None else installed.calls
-    with calls.lock:
-        calls.check_none(base)
+    with calls.none(base):
         try:
             _settle(base, before, after)
         except BaseException:
@@ -134,7 +125,7 @@ def _switch(base: PreTrainedModel, before: InstalledPatches | None, after: Insta
 def _settle(base: PreTrainedModel, unwanted: InstalledPatches | None, wanted: InstalledPatches | None) -> None:
     """Undo the patches of `unwanted` that `wanted` does not have, and apply those of `wanted`.
 
-    The models come first and go last, so that a call that begins meanwhile finds the lock of its model.
+    The models come first and go last, so that a call that begins meanwhile finds that its model is changing.
     """
     kept = {(type(patch), patch.module): patch for patch in _patches_of(wanted)}
     for patch in reversed(_patches_of(unwanted)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from time import sleep
 from typing import Any
 from weakref import WeakSet
 
@@ -21,17 +21,19 @@ class Call:
 class RunningCalls:
     """The calls of one base model that run now.
 
+    There is no lock, which Ctrl-C might leave locked.
+
     Attributes
     ----------
-    lock : Lock
-        Who has it puts attention sinks in or takes them out.
     running : WeakSet of Call
-        A call adds itself, and lets `begin` settle it where the lock is taken. In the end it takes itself out.
+        A call adds itself, and lets `begin` settle it where a change is made. In the end it takes itself out.
+    changing : WeakSet of Call
+        Who puts attention sinks in or takes them out now.
     """
 
     def __init__(self) -> None:
-        self.lock = Lock()
         self.running: WeakSet[Call] = WeakSet()
+        self.changing: WeakSet[Call] = WeakSet()
 
     @contextmanager
     def one_more(self) -> Iterator[None]:
@@ -44,21 +46,27 @@ class RunningCalls:
             self.running.discard(call)
 
     def begin(self, call: Call) -> None:
-        """Know of `call`, but not before the lock is free."""
+        """Know of `call`, but not before a change is done."""
         self.running.add(call)
-        while self.lock.locked():  # whoever took it before may not have seen the call
+        while self.changing:  # whoever makes it may not have seen the call
             self.running.discard(call)
-            with self.lock:
-                pass
+            sleep(1e-3)
             self.running.add(call)
 
-    def check_none(self, model: object) -> None:
-        """Raise RuntimeError, with the cure, when a call of `model` runs."""
-        if len(self.running):
-            raise RuntimeError(
-                f"model={type(model).__name__} is in use: a call has not ended, in another thread or around this one, "
-                "and attention sinks cannot go in or out in the midst of it. Wait for it, then try again."
-            )
+    @contextmanager
+    def none(self, model: object) -> Iterator[None]:
+        """Let no call of `model` begin for the length of a block; RuntimeError, with the cure, when one runs."""
+        change = Call()
+        try:
+            self.changing.add(change)
+            if self.running or len(self.changing) > 1:
+                raise RuntimeError(
+                    f"model={type(model).__name__} is in use: a call has not ended, in another thread or around this "
+                    "one, and attention sinks cannot go in or out in the midst of it. Wait for it, then try again."
+                )
+            yield
+        finally:
+            self.changing.discard(change)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle no calls: none of them runs in the copy."""

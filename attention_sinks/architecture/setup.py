@@ -11,12 +11,15 @@ from transformers.utils import logging
 
 from ..plan.reach import Reach
 from ..plan.table import LayerTable
+from ..positions.frequencies import LongTextFrequencies
+from ..positions.rotary import Rotary
 from ..positions.schemes import Position
 from ..settings import SinkSettings
 from .layer_kinds import LayerKind
 from .modules import base_model_of
 from .spec import Architecture
 from .tables import Hold, TableKey, Tables
+from .trained_length import trained_length
 
 logger = logging.get_logger(__name__)
 
@@ -157,14 +160,26 @@ class Setup:
         return scheme.of_layers(self.model, settings.visible_size)
 
     def warn_beyond_training(self, settings: SinkSettings) -> None:
-        """Warn, once, when queries see more tokens than the texts that the model was trained on."""
-        trained = getattr(self.model.config, "max_position_embeddings", None)
+        """Warn, once, when queries see so many tokens that the model does not compute what it was trained for."""
+        seen = (
+            f"attention_sink_size={settings.sink_size} and attention_sink_window_size={settings.window_size} let a "
+            f"query see {settings.visible_size} tokens"
+        )
+        trained = trained_length(self.model.config)
         if trained is not None and settings.visible_size > trained:
             _warn_once(
-                f"attention_sink_size={settings.sink_size} and attention_sink_window_size={settings.window_size} let a "
-                f"query see {settings.visible_size} tokens, but the model was trained on {trained}; choose a window of "
-                f"at most {max(1, trained - settings.sink_size - 1)}."
+                f"{seen}, but the model was trained on {trained}; choose a window of at most "
+                f"{max(1, trained - settings.sink_size - 1)}."
             )
+        for position in self.layer_table(settings).positions:
+            frequencies = position.frequencies.holder if isinstance(position, Rotary) else None
+            if isinstance(frequencies, LongTextFrequencies):
+                _warn_once(
+                    f"{seen}, for which rope_type={frequencies.rope_type!r} has other frequencies than for up to "
+                    f"{frequencies.beyond}. They are used from the first token on, so short texts differ from plain "
+                    "Transformers, too; where that matters, choose a window of at most "
+                    f"{max(1, frequencies.beyond - settings.sink_size - 1)}."
+                )
 
 
 def setup_of(model: nn.Module) -> Setup:

@@ -58,7 +58,7 @@ def _stream(model: nn.Module, given: dict[str, Any]) -> Any:
     calls, call = model.__dict__[MARK].calls, Call()
     try:
         calls.running.add(call)
-        if calls.lock.locked():
+        if calls.changing:
             calls.begin(call)
         if MARK not in model.__dict__:  # attention sinks have gone out since the call began
             return call_plain(model, **given)

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
+from time import sleep
 
 import pytest
 import torch
@@ -36,6 +37,11 @@ from support.injected import assert_plain, assert_streams
 
 IDS = random_ids(60)
 WORDS = ["LlamaModel", "in use", "Wait"]
+
+
+def pause(result=None):
+    sleep(3e-3)
+    return result
 
 
 def leave_a_block(model):
@@ -185,21 +191,22 @@ def test_changes_and_calls_at_once():
 
     @torch.no_grad()
     def call(number):
-        calls = [model(IDS[None]).logits[0] for _ in range(25)]
+        calls = [pause(model(IDS[None]).logits[0]) for _ in range(25)]
         return [min((logits - each).abs().max().item() for each in expected) for logits in calls]
 
     def change(number):
         changed = 0
-        for turn in range(400):
+        for turn in range(100):
             try:
                 inject_attention_sinks(model, *settings[turn % 2])
                 changed += 1
             except RuntimeError as error:
                 assert "in use" in str(error)
+            pause()
         return changed
 
     with ThreadPoolExecutor(4) as pool:
-        calling, changing = [pool.submit(call, n) for n in range(2)], [pool.submit(change, n) for n in range(2)]
+        calling, changing = [pool.submit(call, 0)], [pool.submit(change, n) for n in range(2)]
         assert all(difference < 2e-4 for future in calling for difference in future.result(timeout=300))
         assert any(future.result(timeout=300) for future in changing)
     assert_plain(remove_attention_sinks(model))
