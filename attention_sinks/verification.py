@@ -252,7 +252,8 @@ def _random_text(base: PreTrainedModel, length: int) -> torch.Tensor:
     embeddings: Any = base.get_input_embeddings()
     special, device = _special_tokens(base.config), embeddings.weight.device
     words = [token for token in range(base.config.vocab_size) if token not in special]
-    chosen = torch.randint(len(words), (1, length), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    chosen = torch.randint(len(words), (1, length), generator=generator, dtype=torch.long, device="cpu")
     return torch.tensor(words, dtype=torch.long, device="cpu" if device.type == "meta" else device)[chosen]
 
 

@@ -107,7 +107,7 @@ def prepare_mask(
     seen = cache.tokens_seen.to(mask.device)[::repeats, None]
     if len(seen) != len(mask):
         return mask  # `prepare_cache` will refuse it, when it is known how many rows generate feeds
-    before = torch.arange(past, device=mask.device) >= past - seen
+    before = torch.arange(past, dtype=torch.long, device=mask.device) >= past - seen
     return torch.cat([before.to(mask.dtype), mask], dim=1)
 
 
