@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from time import sleep
 from typing import Any
 from weakref import WeakSet
@@ -18,6 +19,13 @@ class Call:
     __slots__ = ("__weakref__",)
 
 
+class Change:
+    """One change of a model. Only other threads are kept from calls and changes by it."""
+
+    def __init__(self) -> None:
+        self.thread = get_ident()
+
+
 class RunningCalls:
     """The calls of one base model that run now.
 
@@ -27,13 +35,13 @@ class RunningCalls:
     ----------
     running : WeakSet of Call
         A call adds itself, and lets `begin` settle it where a change is made. In the end it takes itself out.
-    changing : WeakSet of Call
+    changing : WeakSet of Change
         Who puts attention sinks in or takes them out now.
     """
 
     def __init__(self) -> None:
         self.running: WeakSet[Call] = WeakSet()
-        self.changing: WeakSet[Call] = WeakSet()
+        self.changing: WeakSet[Change] = WeakSet()
 
     @contextmanager
     def one_more(self) -> Iterator[None]:
@@ -48,7 +56,7 @@ class RunningCalls:
     def begin(self, call: Call) -> None:
         """Know of `call`, but not before a change is done."""
         self.running.add(call)
-        while self.changing:  # whoever makes it may not have seen the call
+        while self._is_changed_elsewhere():  # whoever makes it may not have seen the call
             self.running.discard(call)
             sleep(1e-3)
             self.running.add(call)
@@ -56,10 +64,10 @@ class RunningCalls:
     @contextmanager
     def none(self, model: object) -> Iterator[None]:
         """Let no call of `model` begin for the length of a block; RuntimeError, with the cure, when one runs."""
-        change = Call()
+        change = Change()
         try:
             self.changing.add(change)
-            if self.running or len(self.changing) > 1:
+            if self.running or self._is_changed_elsewhere():
                 raise RuntimeError(
                     f"model={type(model).__name__} is in use: a call has not ended, in another thread or around this "
                     "one, and attention sinks cannot go in or out in the midst of it. Wait for it, then try again."
@@ -67,6 +75,9 @@ class RunningCalls:
             yield
         finally:
             self.changing.discard(change)
+
+    def _is_changed_elsewhere(self) -> bool:
+        return any(change.thread != get_ident() for change in self.changing)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle no calls: none of them runs in the copy."""
