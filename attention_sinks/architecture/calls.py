@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from time import sleep
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 
 class Call:
@@ -35,13 +35,13 @@ class RunningCalls:
     ----------
     running : WeakSet of Call
         A call adds itself, and lets `begin` settle it where a change is made. In the end it takes itself out.
-    changing : WeakSet of Change
-        Who puts attention sinks in or takes them out now.
+    changing : WeakValueDictionary of int to Change
+        Who puts attention sinks in or takes them out now, by thread.
     """
 
     def __init__(self) -> None:
         self.running: WeakSet[Call] = WeakSet()
-        self.changing: WeakSet[Change] = WeakSet()
+        self.changing: WeakValueDictionary[int, Change] = WeakValueDictionary()
 
     @contextmanager
     def one_more(self) -> Iterator[None]:
@@ -66,7 +66,7 @@ class RunningCalls:
         """Let no call of `model` begin for the length of a block; RuntimeError, with the cure, when one runs."""
         change = Change()
         try:
-            self.changing.add(change)
+            self.changing[change.thread] = change
             if self.running or self._is_changed_elsewhere():
                 raise RuntimeError(
                     f"model={type(model).__name__} is in use: a call has not ended, in another thread or around this "
@@ -74,10 +74,11 @@ class RunningCalls:
                 )
             yield
         finally:
-            self.changing.discard(change)
+            self.changing.pop(change.thread, None)
 
     def _is_changed_elsewhere(self) -> bool:
-        return any(change.thread != get_ident() for change in self.changing)
+        changes = [ref() for ref in self.changing.valuerefs()]  # a list that is made at once
+        return any(change is not None and change.thread != get_ident() for change in changes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle no calls: none of them runs in the copy."""
