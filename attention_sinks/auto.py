@@ -9,12 +9,11 @@ import transformers
 from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from .inject import inject_attention_sinks
-from .models.registry import architecture_of
+from .models.registry import architecture_of, check_type
 from .settings import Prefill, SinkSettings, check_names
 
 HUB_ARGUMENTS = (
     "cache_dir",
-    "code_revision",
     "force_download",
     "gguf_file",
     "local_files_only",
@@ -22,7 +21,6 @@ HUB_ARGUMENTS = (
     "revision",
     "subfolder",
     "token",
-    "trust_remote_code",
 )
 """Arguments of `from_pretrained` that say where a config is found."""
 
@@ -81,7 +79,8 @@ class _Streaming(Generic[ModelT]):
     ) -> Any:
         """Load a checkpoint as Transformers does and inject attention sinks.
 
-        The config is read first, so a model that cannot stream is refused before its weights are loaded.
+        The config is read first, so a model that cannot stream is refused before its weights are loaded, and before
+        code of its repository is fetched or run.
 
         Parameters
         ----------
@@ -162,12 +161,24 @@ class _Streaming(Generic[ModelT]):
 
 
 def _peek(name: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
-    """Read the config of a checkpoint. None when it has none, as the folder of an adapter: loading will tell."""
+    """Read the config of a checkpoint, without its own code, even where the user trusts that.
+
+    None when it has none, as the folder of an adapter, or cannot be read without its code: loading will tell.
+
+    Raises
+    ------
+    NotImplementedError
+        When its type is unknown to Transformers and to this library.
+    """
+    found = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            name, **{key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        )
+        raw, _ = PreTrainedConfig.get_config_dict(name, **found)
     except (OSError, ValueError):
+        return None
+    check_type(raw.get("model_type"))
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False, **found)
+    except Exception:  # whatever it is, loading will meet it again, unless the checkpoint's own code knows better
         return None
     return config
 

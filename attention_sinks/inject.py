@@ -48,6 +48,8 @@ def inject_attention_sinks(
         and `verify_attention_sinks(model)` finds that the model does not stream right with it.
     TypeError, ValueError
         When `model` is no Transformers model or a setting is out of range. The model is then as it was.
+    RuntimeError
+        While a call of a model with attention sinks runs, in another thread for example.
     """
     settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
     setup = setup_for(model, settings)
@@ -59,7 +61,13 @@ def inject_attention_sinks(
 
 
 def remove_attention_sinks(model: ModelT) -> ModelT:
-    """Give `model` back as it was before `inject_attention_sinks`; a model without sinks is left alone."""
+    """Give `model` back as it was before `inject_attention_sinks`; a model without sinks is left alone.
+
+    Raises
+    ------
+    RuntimeError
+        While a call of the model runs, in another thread for example.
+    """
     uninstall(model)
     return model
 
@@ -71,7 +79,13 @@ def attention_sinks_injected(
     attention_sink_window_size: int = 1020,
     attention_sink_prefill: Prefill = "streaming",
 ) -> Iterator[ModelT]:
-    """`inject_attention_sinks` for the length of a `with` block; settings from before it come back after it."""
+    """`inject_attention_sinks` for the length of a `with` block; settings from before it come back after it.
+
+    Raises
+    ------
+    RuntimeError
+        At the end of the block while a call of the model runs. The model then keeps the settings of the block.
+    """
     base = base_model_of(model)
     before = installed_in(base)
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .architecture.calls import RunningCalls
 from .architecture.modules import base_model_of, without_adapter
 from .architecture.setup import MARK, Setup, setup_of
 from .architecture.streaming_class import is_streaming, plain_class
@@ -32,6 +33,7 @@ class InstalledPatches:
 
     setup: Setup
     patches: tuple[Patch, ...]
+    calls: RunningCalls = field(default_factory=RunningCalls, compare=False)
 
 
 def installed_in(base: PreTrainedModel) -> InstalledPatches | None:
@@ -61,7 +63,7 @@ def install(model: nn.Module, setup: Setup) -> None:
     ValueError
         When it is a shallow copy of a model with attention sinks.
     RuntimeError
-        When the class of one of its modules has been replaced since attention sinks went in.
+        When the class of one of its modules has been replaced since attention sinks went in, or while a call runs.
     """
     before = installed_in(setup.model)
     outer = without_adapter(model)
@@ -69,8 +71,9 @@ def install(model: nn.Module, setup: Setup) -> None:
     _check_classes(outer.modules())
     patches = tuple(_patches(setup, outer))
     patched = {patch.module for patch in patches}
-    others = (patch for patch in _patches_of(before) if patch.module not in patched)  # other heads of the base model
-    _switch(setup.model, before, InstalledPatches(setup, (*patches, *others)))
+    others = (patch for patch in _patches_of(before) if patch.module not in patched)  # other heads of the base
+    calls = RunningCalls() if before is None else before.calls
+    _switch(setup.model, before, InstalledPatches(setup, (*patches, *others), calls))
 
 
 def uninstall(model: nn.Module) -> None:
@@ -81,7 +84,7 @@ def uninstall(model: nn.Module) -> None:
     ValueError
         When it is a shallow copy of a model with attention sinks.
     RuntimeError
-        When the class of one of its modules has been replaced since attention sinks went in.
+        When the class of one of its modules has been replaced since attention sinks went in, or while a call runs.
     """
     base = base_model_of(model)
     before = installed_in(base)
@@ -94,23 +97,38 @@ def uninstall(model: nn.Module) -> None:
 
 
 def restore(base: PreTrainedModel, before: InstalledPatches | None) -> None:
-    """Give a base model, and the models around it, the patches back that `installed_in` has returned."""
+    """Give a base model, and the models around it, the patches back that `installed_in` has returned.
+
+    Raises
+    ------
+    RuntimeError
+        When a call runs. The model then keeps what it has.
+    """
     _switch(base, base.__dict__.get(MARK), before)
 
 
 def _switch(base: PreTrainedModel, before: InstalledPatches | None, after: InstalledPatches | None) -> None:
-    """Put the patches of `after` in the place of those of `before`; an exception, Ctrl-C too, puts all of them back."""
-    try:
-        _settle(base, before, after)
-    except BaseException:
-        _settle(base, after, before)
-        raise
+    """Put the patches of `after` in the place of those of `before`, while no call runs and none can begin.
+
+    An exception, Ctrl-C too, puts all of those of `before` back.
+    """
+    installed = before or after
+    calls = RunningCalls() if installed is None else installed.calls
+    with calls.none(base):
+        try:
+            _settle(base, before, after)
+        except BaseException:
+            _settle(base, after, before)
+            raise
 
 
 def _settle(base: PreTrainedModel, unwanted: InstalledPatches | None, wanted: InstalledPatches | None) -> None:
-    """Undo the patches of `unwanted` that `wanted` does not have, and apply those of `wanted`."""
+    """Undo the patches of `unwanted` that `wanted` does not have, and apply those of `wanted`.
+
+    The models come first and go last, so that a call that begins meanwhile finds that its model is changing.
+    """
     kept = {(type(patch), patch.module): patch for patch in _patches_of(wanted)}
-    for patch in _patches_of(unwanted):
+    for patch in reversed(_patches_of(unwanted)):
         if kept.get((type(patch), patch.module)) != patch:
             patch.undo()
     for patch in kept.values():

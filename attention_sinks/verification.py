@@ -107,6 +107,8 @@ def verify_attention_sinks(model: nn.Module) -> Verification:
         When the architecture is not supported.
     TypeError
         When `model` is no Transformers model.
+    RuntimeError
+        While a call of the model runs.
 
     Examples
     --------
@@ -121,12 +123,12 @@ def verify_attention_sinks(model: nn.Module) -> Verification:
     differences: dict[str, float] = {}
     exact = _is_exact(outer)
     error: Exception | None = None
-    try:
-        with _left_as_it_is(model, before), torch.no_grad():
+    with _left_as_it_is(model, before), torch.no_grad():
+        try:
             for name, found, expected in _comparisons(outer, setup, text):
                 differences[name] = _difference(found, expected, exact)
-    except Exception as caught:  # any error is a finding, because users would meet it
-        error = caught
+        except Exception as caught:  # any error is a finding, because users would meet it
+            error = caught
     tolerance = EXACT if exact else ROUNDED
     return Verification(base.config.model_type, transformers.__version__, differences, tolerance, error)
 
@@ -250,7 +252,8 @@ def _random_text(base: PreTrainedModel, length: int) -> torch.Tensor:
     embeddings: Any = base.get_input_embeddings()
     special, device = _special_tokens(base.config), embeddings.weight.device
     words = [token for token in range(base.config.vocab_size) if token not in special]
-    chosen = torch.randint(len(words), (1, length), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    chosen = torch.randint(len(words), (1, length), generator=generator, dtype=torch.long, device="cpu")
     return torch.tensor(words, dtype=torch.long, device="cpu" if device.type == "meta" else device)[chosen]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import nn
@@ -13,12 +13,15 @@ from transformers.utils import logging
 
 from ..plan.reach import Reach
 from ..plan.table import LayerTable
+from ..positions.frequencies import LongTextFrequencies
 from ..positions.rotary import Rotary, Source, source_of
 from ..positions.schemes import Position
 from ..settings import SinkSettings
 from .layer_kinds import LayerKind
 from .modules import base_model_of
 from .spec import Architecture
+from .tables import Hold, TableKey, Tables
+from .trained_length import trained_length
 
 logger = logging.get_logger(__name__)
 
@@ -27,6 +30,12 @@ MARK = "_attention_sinks"
 
 COPY_MARK = "_attention_sinks_of_copy"
 """The attribute under which a shallow copy of a base model keeps its own `Setup`."""
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    """Warn, unless it has been done lately. Transformers' own `warning_once` keeps every message for ever."""
+    logger.warning(message)
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Setup:
 
     Attributes
     ----------
-    tables : dict
+    tables : Tables
         The tables made so far, by S, W, prefill and number of layers.
     sources : list of Source
         Where in the model the tables' frequencies were read.
@@ -56,7 +65,7 @@ class Setup:
     settings: SinkSettings
     architecture: Architecture
     _kinds: dict[int, tuple[LayerKind, ...]] = field(default_factory=dict, repr=False, compare=False)
-    tables: dict[tuple[int, int, str, int], LayerTable] = field(default_factory=dict, repr=False, compare=False)
+    tables: Tables = field(default_factory=Tables, repr=False, compare=False)
     sources: list[Source] = field(default_factory=list, repr=False, compare=False)
     config_as_read: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -70,8 +79,9 @@ class Setup:
             known["num_hidden_layers"] = now["num_hidden_layers"]
         if known == now and all(map(Source.is_current, self.sources)):
             return
-        for read in (self.tables, self.sources, self._kinds):
-            read.clear()
+        self.tables.clear()
+        self.sources.clear()
+        self._kinds.clear()
         for name in ("has_states", "native_window"):
             self.__dict__.pop(name, None)
         known.clear()
@@ -108,7 +118,7 @@ class Setup:
                 f"attention_sink_size={settings.sink_size} leaves no window: every layer of this model sees {native} "
                 f"tokens at most (config.sliding_window); choose at most {native - 2} sinks."
             )
-        logger.warning_once(
+        _warn_once(
             f"attention_sink_window_size={settings.window_size} is cut to {window}: every layer of this model sees "
             f"{native} tokens at most (config.sliding_window), sinks and the current token included."
         )
@@ -118,11 +128,12 @@ class Setup:
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kind of each layer.
 
-        It is read once for each number of layers, which changes while `generate` lets a model exit early.
+        It is read again when the number of layers changes, which it does while `generate` lets a model exit early.
         """
         config = self.model.config
         kinds = self._kinds.get(config.num_hidden_layers)
         if kinds is None:
+            self._kinds.clear()
             kinds = self._kinds[config.num_hidden_layers] = self.architecture.kinds(config)
         return kinds
 
@@ -141,14 +152,31 @@ class Setup:
         return min(windows) if all(windows) and not any(kind.chunk for kind in self.kinds) else None
 
     def layer_table(self, settings: SinkSettings) -> LayerTable:
-        """Return the table of the layers that the model runs now, under `settings`. It is made once."""
-        key = (settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers)
-        table = self.tables.get(key)
+        """Return the table of the layers that the model runs now, under `settings`."""
+        table = self.known_table(settings)
         if table is None:
-            table = self.tables[key] = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
-            frequencies = {position.frequencies for position in table.positions if isinstance(position, Rotary)}
-            self.sources.extend(filter(None, (source_of(self.model, each) for each in frequencies)))
+            table = LayerTable(settings.reach, self.reaches(settings), self.positions(settings))
+            self._note_sources(table)
+            table = self.tables.add(self._key_of(settings), table)
         return table
+
+    def _note_sources(self, table: LayerTable) -> None:
+        """Note where in the model the frequencies of `table` were read, each place once."""
+        for frequencies in {position.frequencies for position in table.positions if isinstance(position, Rotary)}:
+            source = source_of(self.model, frequencies)
+            if source is not None and not any(map(source.is_the_place_of, self.sources)):
+                self.sources.append(source)
+
+    def known_table(self, settings: SinkSettings) -> LayerTable | None:
+        """Return the same if it need not be made."""
+        return self.tables.known.get(self._key_of(settings))
+
+    def hold_table(self, settings: SinkSettings) -> Hold:
+        """Return what a cache must have as long as it lives, so that its table is not forgotten."""
+        return self.tables.hold(self._key_of(settings))
+
+    def _key_of(self, settings: SinkSettings) -> TableKey:
+        return settings.sink_size, settings.window_size, settings.prefill, self.model.config.num_hidden_layers
 
     def reaches(self, settings: SinkSettings) -> tuple[Reach | None, ...]:
         """Return what the queries of each layer see under `settings`; None for a layer without attention."""
@@ -168,14 +196,26 @@ class Setup:
         return scheme.of_layers(self.model, settings.visible_size)
 
     def warn_beyond_training(self, settings: SinkSettings) -> None:
-        """Warn, once, when queries see more tokens than the texts that the model was trained on."""
-        trained = getattr(self.model.config, "max_position_embeddings", None)
+        """Warn, once, when queries see so many tokens that the model does not compute what it was trained for."""
+        seen = (
+            f"attention_sink_size={settings.sink_size} and attention_sink_window_size={settings.window_size} let a "
+            f"query see {settings.visible_size} tokens"
+        )
+        trained = trained_length(self.model.config)
         if trained is not None and settings.visible_size > trained:
-            logger.warning_once(
-                f"attention_sink_size={settings.sink_size} and attention_sink_window_size={settings.window_size} let a "
-                f"query see {settings.visible_size} tokens, but the model was trained on {trained}; choose a window of "
-                f"at most {max(1, trained - settings.sink_size - 1)}."
+            _warn_once(
+                f"{seen}, but the model was trained on {trained}; choose a window of at most "
+                f"{max(1, trained - settings.sink_size - 1)}."
             )
+        for position in self.layer_table(settings).positions:
+            frequencies = position.frequencies.holder if isinstance(position, Rotary) else None
+            if isinstance(frequencies, LongTextFrequencies):
+                _warn_once(
+                    f"{seen}, for which rope_type={frequencies.rope_type!r} has other frequencies than for up to "
+                    f"{frequencies.beyond}. They are used from the first token on, so short texts differ from plain "
+                    "Transformers, too; where that matters, choose a window of at most "
+                    f"{max(1, frequencies.beyond - settings.sink_size - 1)}."
+                )
 
 
 def setup_of(model: nn.Module) -> Setup:

@@ -105,3 +105,12 @@ class Architecture:
         """
         if self.unsupported_reason is not None and (reason := self.unsupported_reason(config)):
             raise NotImplementedError(f"model_type={config.model_type!r} {reason}")
+
+    def check_layers(self, config: PreTrainedConfig) -> None:
+        """Raise NotImplementedError, with the cure, when no layer of a model with `config` keeps keys and values."""
+        if not any(kind.stores for kind in self.kinds(config)):
+            raise NotImplementedError(
+                f"model_type={config.model_type!r} with num_hidden_layers={config.num_hidden_layers} has no layer "
+                "whose attention keeps keys and values, so there is nothing to stream; use a config that has one "
+                "(more layers, or other layer types)."
+            )

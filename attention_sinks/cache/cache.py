@@ -18,7 +18,7 @@ from ..plan.table import LayerTable
 from ..positions.rotary import Source
 from ..settings import SinkSettings
 from .files import naming
-from .layer import Layer
+from .layer import Layer, refuse_plain_model
 from .layer_stack import LayerStack
 from .layers import cache_layers
 from .sink_layer import SinkLayer
@@ -74,7 +74,7 @@ class AttentionSinkKVCache(Cache):
         )
         self.settings = setup.fit(settings)
         setup.warn_beyond_training(self.settings)
-        table = setup.layer_table(self.settings)
+        self._hold, table = setup.hold_table(self.settings), setup.layer_table(self.settings)
         self.facts = table.facts  # the layers are made for what they see, the keys rotated by the positions
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
         self._model = weakref.ref(setup.model)
@@ -131,11 +131,11 @@ class AttentionSinkKVCache(Cache):
         """Return the input columns seen since the last reset, padding included; `generate` slices its inputs by it."""
         return self.streams.columns
 
-    def get_query_offset(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
-        return 0
+    def get_query_offset(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> NoReturn:
+        refuse_plain_model()  # it asks this for its mask, before its layers change any state; ours makes no mask
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        return query_length, 0
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0, *args: Any, **kwargs: Any) -> NoReturn:
+        refuse_plain_model()
 
     def __repr__(self) -> str:
         s, w, prefill = self.settings.sink_size, self.settings.window_size, self.settings.prefill

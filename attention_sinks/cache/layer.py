@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -14,6 +14,14 @@ from ..positions.schemes import Position
 
 def nothing() -> None:
     """Do nothing."""
+
+
+def refuse_plain_model() -> NoReturn:
+    """Raise RuntimeError: a model without attention sinks, which reaches a cache by itself, has been given ours."""
+    raise RuntimeError(
+        "a cache of attention sinks was given to a model without them; call inject_attention_sinks(model), or give the "
+        "model a cache of its own."
+    )
 
 
 class Layer:

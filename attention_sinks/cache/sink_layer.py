@@ -17,7 +17,7 @@ from ..plan.reach import Reach
 from ..plan.token import TokenPlan
 from ..positions.schemes import Position
 from .columns import KeysValues, put, rotated, take
-from .layer import Layer, nothing
+from .layer import Layer, nothing, refuse_plain_model
 from .stream_state import StreamState
 from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 
@@ -155,10 +155,7 @@ class SinkLayer(Layer, CacheLayerMixin):
     ) -> KeysValues:
         """Store new keys and values and return those to attend to, in the order that `layer.plan` describes."""
         if not isinstance(layer, LayerPlan):
-            raise RuntimeError(
-                "a cache of attention sinks was updated by a model without them; call inject_attention_sinks(model), "
-                "or give the model a cache of its own."
-            )
+            refuse_plain_model()
         dtypes = key_states.dtype, value_states.dtype
         if self.stored_dtype is None:
             self.stored_dtype = torch.promote_types(*dtypes)

@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 from ..plan.reach import Reach
-from .layer import Layer
+from .layer import Layer, refuse_plain_model
 from .sink_layer import SinkLayer
 from .stream_state import StreamState
 
@@ -41,6 +41,18 @@ class StatesLayer(Layer, LinearAttentionLayer):
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         with torch.inference_mode(False):
             LinearAttentionLayer.lazy_initialization(self, *args, **kwargs)
+
+    def update_conv_state(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.before is None:
+            refuse_plain_model()
+        states: torch.Tensor = LinearAttentionLayer.update_conv_state(self, *args, **kwargs)
+        return states
+
+    def update_recurrent_state(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.before is None:
+            refuse_plain_model()
+        states: torch.Tensor = LinearAttentionLayer.update_recurrent_state(self, *args, **kwargs)
+        return states
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:

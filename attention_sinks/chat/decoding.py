@@ -151,6 +151,8 @@ def _left_padded(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, t
     The first token of each row pads it, because some releases of Transformers penalise the tokens of the padding too.
     """
     longest = max(map(len, prompts))
-    ids = torch.tensor([row[:1] * (longest - len(row)) + row for row in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
+    ids = torch.tensor([row[:1] * (longest - len(row)) + row for row in prompts], dtype=torch.long, device=device)
+    mask = torch.tensor(
+        [[0] * (longest - len(row)) + [1] * len(row) for row in prompts], dtype=torch.long, device=device
+    )
     return ids, mask

@@ -53,7 +53,7 @@ def contrastive_search(
     logits, context = outputs.logits[:, -1], normalize(outputs.hidden_states[-1][:, recent].float(), dim=-1)
     said = _tokens(model_kwargs.get("attention_mask"), context)
     finished = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-    first_row = torch.arange(input_ids.shape[0], device=input_ids.device) * top_k
+    first_row = torch.arange(input_ids.shape[0], dtype=torch.long, device=input_ids.device) * top_k
     scores: tuple[torch.Tensor, ...] = ()
     padding: torch.Tensor | None = generation_config._pad_token_tensor  # None without a token to pad and to end with
     while not finished.all():

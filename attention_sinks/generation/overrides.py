@@ -12,7 +12,9 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode, MaxLengthCriteria
 
-from ..architecture.setup import setup_of
+from ..architecture.modules import base_model_of
+from ..architecture.setup import MARK, setup_of
+from ..architecture.streaming_class import plain_class
 from ..cache.cache import AttentionSinkKVCache
 from ..streaming.checks import check_kind_of_cache, check_position_ids, real_columns
 from ..versions import CACHE, OTHER_CACHE_NAME, peft_reads, with_both_names, with_cache_named
@@ -27,7 +29,11 @@ WATCHER = "_attention_sink_watcher"
 
 def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
     """Run `generate` with the cache by either name, in arguments and output."""
-    return with_both_names(model._plain_class.generate(model, *args, **with_cache_named(kwargs)))
+    plain, installed = plain_class(model), base_model_of(model).__dict__.get(MARK)
+    if installed is None:  # attention sinks have gone out since the call began
+        return plain.generate(model, *args, **kwargs)
+    with installed.calls.one_more():
+        return with_both_names(plain.generate(model, *args, **with_cache_named(kwargs)))
 
 
 def prepare_cache(
@@ -101,7 +107,7 @@ def prepare_mask(
     seen = cache.tokens_seen.to(mask.device)[::repeats, None]
     if len(seen) != len(mask):
         return mask  # `prepare_cache` will refuse it, when it is known how many rows generate feeds
-    before = torch.arange(past, device=mask.device) >= past - seen
+    before = torch.arange(past, dtype=torch.long, device=mask.device) >= past - seen
     return torch.cat([before.to(mask.dtype), mask], dim=1)
 
 

@@ -111,12 +111,6 @@ def _rope(config: PreTrainedConfig) -> Rope:
     return Rope(module=f"layers.{index}.temporal_block.rotary_emb")
 
 
-def _unsupported_reason(config: PreTrainedConfig) -> str | None:
-    if not any(kind.attends for kind in _kinds(config)):
-        return f"with num_hidden_layers={config.num_hidden_layers} has no attention; use one with more layers."
-    return None
-
-
 ARCHITECTURE = Architecture(
     "RecurrentGemmaAttention",
     _rope,
@@ -124,5 +118,4 @@ ARCHITECTURE = Architecture(
     kinds=_kinds,
     accepts_4d_mask=False,
     extra_patches=_extra_patches,
-    unsupported_reason=_unsupported_reason,
 )

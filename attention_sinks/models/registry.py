@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..architecture.spec import Architecture
@@ -246,13 +246,24 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             "supported_model_types()."
         )
     if model_type not in ARCHITECTURES:
-        close = difflib.get_close_matches(model_type, supported_model_types())
-        similar = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise NotImplementedError(
-            f"model_type={model_type!r} is not supported by attention_sinks.{similar} Use one of "
-            "supported_model_types(), or add an entry to ARCHITECTURES in attention_sinks/models/registry.py "
-            "(docs/contributing.md says how)."
-        )
+        raise NotImplementedError(_unknown(model_type))
     architecture = ARCHITECTURES[model_type]
     architecture.check(config)
+    architecture.check_layers(config)
     return architecture
+
+
+def check_type(model_type: str | None) -> None:
+    """Raise NotImplementedError when neither Transformers nor this library knows `model_type`; None is none."""
+    if model_type is not None and model_type not in {*CONFIG_MAPPING, *ARCHITECTURES, *WRAPPERS}:
+        raise NotImplementedError(_unknown(model_type))
+
+
+def _unknown(model_type: str) -> str:
+    """Return what is said of a type without an entry."""
+    close = difflib.get_close_matches(model_type, supported_model_types())
+    similar = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return (
+        f"model_type={model_type!r} is not supported by attention_sinks.{similar} Use one of supported_model_types(), "
+        "or add an entry to ARCHITECTURES in attention_sinks/models/registry.py (docs/contributing.md says how)."
+    )

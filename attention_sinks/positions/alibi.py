@@ -65,4 +65,4 @@ def alibi_slopes(num_heads: int) -> torch.Tensor:
     power = 2 ** math.floor(math.log2(num_heads))
     exponents = [8 / power * (i + 1) for i in range(power)]
     exponents += [4 / power * (2 * i + 1) for i in range(num_heads - power)]
-    return torch.tensor([2.0**-exponent for exponent in exponents], dtype=torch.float32)
+    return torch.tensor([2.0**-exponent for exponent in exponents], dtype=torch.float32, device="cpu")

@@ -69,6 +69,8 @@ class LongTextFrequencies:
         A key of Transformers' `ROPE_INIT_FUNCTIONS`.
     length : int
         The length of the text in tokens.
+    beyond : int
+        The longest text for which the module has other frequencies than these.
     name : str or None
         The kind of layer, as in `config.layer_types`; None when the module has one set of frequencies.
     """
@@ -76,6 +78,7 @@ class LongTextFrequencies:
     module: Any
     rope_type: str
     length: int
+    beyond: int
     name: str | None
 
     @property
@@ -123,4 +126,4 @@ def module_frequencies(module: Any, length: int, name: str | None = None) -> Fre
     )
     if length <= trained_length:
         return Frequencies(module, f"{prefix}original_inv_freq", scaling)
-    return Frequencies(LongTextFrequencies(module, rope_type, length, name))
+    return Frequencies(LongTextFrequencies(module, rope_type, length, trained_length, name))

@@ -254,6 +254,10 @@ class Source:
             and self.state == (None if tensor.is_inference() else tensor._version, getattr(module, self.scaling, None))
         )
 
+    def is_the_place_of(self, other: Source) -> bool:
+        """Return whether both were read at the same place."""
+        return (self.module, self.attribute, self.scaling) == (other.module, other.attribute, other.scaling)
+
     def has_its_dtype(self) -> bool:
         """Return whether the model still has this module in its dtype, which is all that a graph can ask."""
         dtype: torch.dtype = getattr(self.module, self.attribute).dtype

@@ -107,7 +107,7 @@ def check_dense(setup: Setup, cache: AttentionSinkKVCache | None, new: torch.Ten
     """
     limit = setup.architecture.limit(setup.model.config)
     cached = cache.tokens_cached if cache is not None and cache.streams.seen else 0
-    sees = int(torch.as_tensor(cached + new).max())
+    sees = int(torch.as_tensor(cached + new, dtype=torch.long, device="cpu").max())
     if limit is not None and sees > limit.tokens:
         raise ValueError(
             f"attention_sink_prefill='dense' lets the tokens of this call see {sees} tokens, but "

@@ -36,6 +36,7 @@ def is_compiled_step(model: Any, given: dict[str, Any]) -> bool:
     return (
         cache.was_made_for(setup.model)
         and all(source.has_its_dtype() for source in setup.sources)
+        and setup.known_table(cache.settings) is not None  # to make one takes a lock, which would break a graph
         and tuple(tokens.shape[:2]) == (batch_size, 1)
         and tokens.device.type != "mps"
         and (mask is None or (mask.dim() == 2 and mask.shape[0] == batch_size))

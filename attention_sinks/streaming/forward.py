@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ..architecture.calls import Call
 from ..architecture.modules import named_arguments, parameter_names
 from ..architecture.setup import MARK, Setup, setup_of
 from ..architecture.streaming_class import OWN_FORWARD
@@ -64,6 +65,20 @@ def streaming_forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _stream(model: nn.Module, given: dict[str, Any]) -> Any:
+    """Run a call, such that the model is known to be in use."""
+    calls, call = model.__dict__[MARK].calls, Call()
+    try:
+        calls.running.add(call)
+        if calls.changing:
+            calls.begin(call)
+        if MARK not in model.__dict__:  # attention sinks have gone out since the call began
+            return call_plain(model, **given)
+        return _run_call(model, given)
+    finally:
+        calls.running.discard(call)
+
+
+def _run_call(model: nn.Module, given: dict[str, Any]) -> Any:
     """Check the call, run it, then advance the streams."""
     setup = model.__dict__[MARK].setup
     inputs = read_inputs(setup if setup.model is model else setup_of(model), given)

@@ -199,7 +199,7 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
         check_cache(cache, setup, batch_size)
     settings = setup.fit(setup.settings) if cache is None else cache.settings
     sizes = (settings.sink_size, settings.window_size, settings.prefill, config.num_hidden_layers)
-    table = setup.tables.get(sizes) or setup.layer_table(settings)
+    table = setup.tables.known.get(sizes) or setup.layer_table(settings)
     if cache is not None and len(cache.layers) != len(table.reaches):
         check_cache(cache, setup, batch_size)
     if cache is not None and cache.facts is not table.facts:

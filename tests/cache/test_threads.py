@@ -2,7 +2,6 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
@@ -11,30 +10,19 @@ from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
 from references.naive import naive_logits
 from support.helpers import (
     LENGTH_DEPENDENT,
+    THREADS,
     assert_close,
     assert_tokens_follow,
     cut,
+    in_parallel,
     random_ids,
     refused,
     stream,
     tiny_llama,
 )
 
-THREADS = 6
 SETTINGS = [(4, 12), (4, 20), (0, 9), (1, 30), (2, 11), (8, 5)]
 MODELS = {"default": {}, **LENGTH_DEPENDENT}
-
-
-def in_parallel(work):
-    """work(number of the thread) in every thread, all starting together; results in order."""
-    barrier = Barrier(THREADS)
-
-    def run(number):
-        barrier.wait(timeout=60)
-        return work(number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [future.result(timeout=300) for future in [pool.submit(run, number) for number in range(THREADS)]]
 
 
 @pytest.mark.parametrize("kind", MODELS)

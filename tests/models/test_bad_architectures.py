@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, supported_model_types
 from attention_sinks.architecture.setup import setup_of
+from attention_sinks.models.registry import architecture_of
 from attention_sinks.versions import is_handed_position_embeddings
 from references.replay import replay_logits
 from support.helpers import assert_close, assert_same_state, cut, everything_of, random_ids, refused, state_of, stream
-from support.zoo import animal_of
+from support.zoo import ZOO, animal_of, config_of
 
 S, W = 4, 12
 SINKS = {"attention_sink_size": S, "attention_sink_window_size": W}
@@ -156,6 +158,44 @@ def test_falcon_without_alibi_takes_eager_attention():
     animal = animal_of("falcon", "rope halves")
     model = inject_attention_sinks(animal.build("eager"), S, W)
     assert_close(stream(model, IDS[None])[0][0], replay_logits(animal.build(), IDS, S, W))
+
+
+# --- hybrids without attention ----------------------------------------------------------------------------------------
+
+
+def begins_with_states(animal):
+    """Whether the first layer of a tiny model has no attention."""
+    config = config_of(animal)
+    return not architecture_of(config).kinds(config.get_text_config(decoder=True))[0].attends
+
+
+STATES_FIRST = sorted({animal.model_type for animal in ZOO if begins_with_states(animal)})
+
+
+def config_without_attention(model_type):
+    """The config of the hybrid, of which only the first layer is left."""
+    animal = animal_of(model_type)
+    lists = {name: animal.config[name][:1] for name in ("layer_types", "layers_block_type") if name in animal.config}
+    others = {name: [] for name in ("attn_layer_indices", "ple_layer_ids") if name in animal.config}
+    return config_of(animal_of(model_type, num_hidden_layers=1, **lists, **others))
+
+
+def test_the_hybrids_are_found():
+    assert {"bamba", "jamba", "lfm2", "nemotron_h", "qwen3_5", "recurrent_gemma", "zamba2"} <= {*STATES_FIRST}
+
+
+# Transformers itself refuses such a config of OLMo-hybrid.
+@pytest.mark.parametrize("model_type", [name for name in STATES_FIRST if name != "olmo_hybrid"])
+def test_a_hybrid_without_an_attention_layer(model_type):
+    config = config_without_attention(model_type)
+    words = [config.get_text_config(decoder=True).model_type, "num_hidden_layers=1", "no layer", "attention"]
+    refused(NotImplementedError, lambda: attention_sinks.AutoModelForCausalLM.from_config(config), *words)
+
+
+@pytest.mark.parametrize("model_type", ["bamba", "lfm2", "nemotron_h", "recurrent_gemma"])
+def test_a_loaded_hybrid_without_an_attention_layer(model_type):
+    model = AutoModelForCausalLM.from_config(config_without_attention(model_type))
+    refused_by_injection(NotImplementedError, model, model_type, "num_hidden_layers=1", "no layer", "attention")
 
 
 # --- models that slide natively in all layers -------------------------------------------------------------------------

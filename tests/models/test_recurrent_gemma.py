@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
-from attention_sinks.models.registry import architecture_of
 from references.replay import replay_logits
-from support.helpers import assert_close, assert_same_state, cut, random_ids, refused, state_of, stream
-from support.zoo import ZOO, config_of_type
+from support.helpers import assert_close, assert_same_state, cut, random_ids, state_of, stream
+from support.zoo import ZOO
 
 if not (FOUND := [animal for animal in ZOO if animal.model_type == "recurrent_gemma"]):
     pytest.skip("this Transformers has no RecurrentGemma that streams", allow_module_level=True)
@@ -112,8 +111,3 @@ def test_a_copy_is_a_model_of_its_own(model, copied, right):
         for parameter in model.parameters():
             parameter.zero_()
     assert_close(stream(twin, IDS[None], [30, 1, 29])[0][0], right)
-
-
-def test_without_any_attention():
-    config = config_of_type("recurrent_gemma", {**ANIMAL.config, "num_hidden_layers": 1})
-    refused(NotImplementedError, lambda: architecture_of(config), "num_hidden_layers=1", "no attention")

@@ -281,9 +281,12 @@ def test_the_host_may_hand_more_than_today():
     model = streaming_llama()
     _, cache = stream(model, IDS)
     more = {"added_by_a_later_release": 1}
-    for asked in (cache, BoundCache(None, None, (), "sdpa"), BoundCache(cache, None, (), "sdpa"), cache.layers[0]):
+    for asked in (BoundCache(None, None, (), "sdpa"), BoundCache(cache, None, (), "sdpa"), cache.layers[0]):
         assert asked.get_mask_sizes(1, 0, **more) == (1, 0)
         assert asked.get_seq_length(0, **more) == (0 if isinstance(asked, BoundCache) else 30)
-    assert cache.get_query_offset(0, **more) == BoundCache(cache, None, (), "sdpa").get_query_offset(0, **more) == 0
+    assert cache.get_seq_length(0, **more) == 30
+    assert BoundCache(cache, None, (), "sdpa").get_query_offset(0, **more) == 0
+    refused(RuntimeError, lambda: cache.get_mask_sizes(1, 0, **more), "inject_attention_sinks(model)")
+    refused(RuntimeError, lambda: cache.get_query_offset(0, **more), "inject_attention_sinks(model)")
     states = torch.zeros(1, 2, 1, 16)
     refused(RuntimeError, lambda: cache.update(states, states, 0, kwargs={}), "inject_attention_sinks(model)")

@@ -3,8 +3,10 @@
 import logging
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from threading import Barrier
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from attention_sinks.versions import CACHE
 TOLERANCE = 2e-4  # largest logit difference in float32, the logits' standard deviation being about 1
 TEETH = 1e-2  # a wrong reference must differ by more than this
 VOCABULARY = 64
+THREADS = 6  # of `in_parallel`
 S, W = 4, 12  # sinks and window of the fixture `model` and of most tests
 
 # Rotary parameters of every type. `original_max_position_embeddings` and the factors are small enough to bend the
@@ -269,3 +272,15 @@ class MessageLog(logging.Handler):
 
     def about(self, *words):
         return [text for text in self.texts if all(word in text for word in words)]
+
+
+def in_parallel(work):
+    """work(number of the thread) in every thread, all starting together; results in order."""
+    barrier = Barrier(THREADS)
+
+    def run(number):
+        barrier.wait(timeout=60)
+        return work(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [future.result(timeout=300) for future in [pool.submit(run, number) for number in range(THREADS)]]

@@ -112,14 +112,20 @@ class Animal:
         return model
 
     def _make(self, implementation):
-        config = config_of_type(self.text or self.model_type, self.config)
-        if self.text:
-            config = AutoConfig.for_model(self.model_type, text_config=config.to_dict(), **self.parts)
+        config = config_of(self)
         config._attn_implementation = implementation
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = self.auto.from_config(config).float().eval()
         return randomise_by_kind(model, self.scale)
+
+
+def config_of(animal):
+    """The config of a tiny model, a wrapper around its decoder's included."""
+    config = config_of_type(animal.text or animal.model_type, animal.config)
+    if animal.text:
+        return AutoConfig.for_model(animal.model_type, text_config=config.to_dict(), **animal.parts)
+    return config
 
 
 def config_of_type(model_type, changes):

@@ -53,8 +53,8 @@ class BtlmAlibi(nn.Module):
         torch.Tensor
             [batch or 1, heads, columns, keys].
         """
-        key = torch.arange(keys, device=self.slopes.device)
-        query = past + torch.arange(columns, device=self.slopes.device)[:, None]
+        key = torch.arange(keys, dtype=torch.long, device=self.slopes.device)
+        query = past + torch.arange(columns, dtype=torch.long, device=self.slopes.device)[:, None]
         bias = -self.scaled_slopes(past + columns)[:, None, None] * (query - key).abs()[None, None]
         lowest = torch.finfo(dtype).min
         mask = (key <= query)[None, None] if mask is None else mask
