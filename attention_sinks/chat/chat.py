@@ -351,7 +351,7 @@ class StreamingChat:
         fed = [True] * len(input_ids) if attention_mask is None else attention_mask.any(dim=1).tolist()
         unfed = [[] if row_fed else tokens for row_fed, tokens in zip(fed, before or [[]] * len(fed), strict=True)]
         self._unfed_at = {length + columns: unfed} if before is None else {length: before, length + columns: unfed}
-        size = PIECE if self._can_read_in_pieces(attention_mask) else columns
+        size = PIECE if columns > PIECE and self._can_read_in_pieces(attention_mask) else columns
         if size < columns:
             self._unread = copy.deepcopy(self.cache)
         for start in range(0, columns, size):

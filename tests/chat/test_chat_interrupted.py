@@ -225,4 +225,4 @@ def test_ctrl_c_at_any_line_of_a_turn(message, stride, piece, tmp_path, monkeypa
             assert now in allowed, f"interrupted at line {line}"
             found.add(allowed.index(now))
         line += stride
-    assert {0, 1} <= found and len(found) > 5
+    assert 0 in found and len(found) > 5
