@@ -14,6 +14,7 @@ from attention_sinks import (
     remove_attention_sinks,
 )
 from attention_sinks.architecture.setup import setup_of
+from attention_sinks.versions import CACHE
 from references.replay import replay_logits
 from support.helpers import S, W, assert_close, assert_same_state, random_ids, refused, state_of, stream, tiny_llama
 from support.toy_tokenizers import word_tokenizer
@@ -46,12 +47,12 @@ def test_a_cache_of_a_model_that_is_plain_again(model_type):
         _, cache = stream(model, IDS[None, :30])
     before, ids = state_of(cache), IDS[None, 30:].clamp(min=1)
     calls = {
-        "step": lambda: model(ids[:, :1], cache=cache),
-        "several": lambda: model(ids, cache=cache),
-        "masked": lambda: model(ids, attention_mask=torch.ones(1, 60, dtype=torch.long), cache=cache),
-        "4D": lambda: model(ids, attention_mask=torch.zeros(1, 1, 30, 60), cache=cache),
+        "step": lambda: model(ids[:, :1], **{CACHE: cache}),
+        "several": lambda: model(ids, **{CACHE: cache}),
+        "masked": lambda: model(ids, attention_mask=torch.ones(1, 60, dtype=torch.long), **{CACHE: cache}),
+        "4D": lambda: model(ids, attention_mask=torch.zeros(1, 1, 30, 60), **{CACHE: cache}),
         "generate": lambda: model.generate(
-            ids, attention_mask=torch.ones(1, 60, dtype=torch.long), cache=cache, max_new_tokens=3
+            ids, attention_mask=torch.ones(1, 60, dtype=torch.long), **{CACHE: cache}, max_new_tokens=3
         ),
     }
     for name, call in calls.items():
@@ -74,7 +75,7 @@ def test_a_fresh_cache_of_a_model_that_is_plain_again():
         model = inject_attention_sinks(animal_of(model_type).build(), S, W)
         cache = AttentionSinkKVCache(model)
         remove_attention_sinks(model)
-        refused(RuntimeError, lambda model=model, cache=cache: model(IDS[None], cache=cache), *CURE)
+        refused(RuntimeError, lambda model=model, cache=cache: model(IDS[None], **{CACHE: cache}), *CURE)
         refused(ValueError, lambda model=model: AttentionSinkKVCache(model), "inject_attention_sinks(model)")
 
 
