@@ -106,7 +106,7 @@ class StreamingChat:
         self.cache = self.make_cache(len(self.template.prefix()) if pin_system_prompt else 0)
         # By the length of the cache: the tokens of each row that were said but not fed when it had that length.
         self._unfed_at: dict[int, list[list[int]]] = {}
-        self._unread: Any = None  # the cache without the message that is being read in pieces
+        self._unread: AttentionSinkKVCache | None = None  # the cache without the message that is being read in pieces
         self._turn: Callable[[], Any] = nothing  # a weak reference to the answer that is being made
         self._stopping = threading.Event()  # of that answer
         self._pressed: Callable[[], bool] = bool  # whether Ctrl-C was pressed in the step that is being made
