@@ -9,7 +9,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 from .locks import HAS_LOCKS, lock, remove_if_abandoned
@@ -59,14 +59,15 @@ def replace_file(path: Path, content: bytes) -> None:
     prefix = f".attention_sinks.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."
     for abandoned in path.parent.glob(f"{prefix}*.tmp"):
         remove_if_abandoned(abandoned)
-    descriptor, temporary = _new_temporary(path, prefix)
+    file = _new_temporary(path, prefix)
+    temporary = Path(file.name)
     try:
-        with open(descriptor, "wb") as file:
+        with file:
             if mode != PRIVATE and hasattr(os, "fchmod"):
-                os.fchmod(descriptor, mode)
+                os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
             if HAS_LOCKS:
                 os.replace(temporary, path)  # while it is locked, so that nobody takes it for an abandoned one
         if not HAS_LOCKS:
@@ -75,16 +76,18 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _new_temporary(path: Path, prefix: str) -> tuple[int, Path]:
-    """Make an empty file beside `path`, lock it, and return its descriptor and its path."""
+def _new_temporary(path: Path, prefix: str) -> BufferedWriter:
+    """Make an empty file beside `path`, lock it, and return it. Whatever happens, it is open no longer than it is used.
+
+    An exception that leaves it behind lets go of it and with it of the lock, so that the next save can remove it.
+    """
     while True:
         temporary = path.with_name(f"{prefix}{uuid.uuid4().hex}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, PRIVATE)
-        lock(descriptor)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor, temporary
-        os.close(descriptor)  # another save has removed it before it was locked
+        file = open(temporary, "xb", opener=_private)  # noqa: SIM115
+        lock(file.fileno())
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another save has removed it before it was locked
 
 
 def _mode_at(path: Path) -> int:
@@ -102,6 +105,10 @@ def _check_ordinary(path: Path, mode: int) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         raise OSError(f"path={str(path)!r} is a FIFO, a device or a socket; give the path of an ordinary file.")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, PRIVATE)
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -245,6 +245,30 @@ def assert_reset_helps(model, cache):
     assert is_like(observed(model, cache), observed(model, new))
 
 
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_an_exception_at_any_line_of_save_and_load(model, tmp_path):
+    """The file is the old one or the new one, whole. What was left beside it goes with the next save."""
+    path, old, new = tmp_path / "cache", full(model), recording(model)
+    old.save(path)
+    before, expected = path.read_bytes(), observed(model, new)
+    line, replaced = 1, 0
+    while True:
+        path.write_bytes(before)
+        if not interrupted(lambda: new.save(path), line):
+            break
+        if path.read_bytes() != before:
+            replaced += 1
+            assert AttentionSinkKVCache.load(path, model).tokens_seen.tolist() == new.tokens_seen.tolist()
+        line += 1
+    assert 0 < replaced < line and is_like(observed(model, new), expected)
+    assert list(tmp_path.iterdir()) == [path]
+    saved = path.read_bytes()
+    for each in range(1, line, 41):
+        interrupted(lambda: AttentionSinkKVCache.load(path, model), each)
+        assert path.read_bytes() == saved
+    assert AttentionSinkKVCache.load(path, model).tokens_seen.tolist() == new.tokens_seen.tolist()
+
+
 @pytest.mark.parametrize("model", MODELS, indirect=True)
 def test_the_comparison_has_teeth(model):
     """A token that was fed twice, or to one layer alone, is seen."""
