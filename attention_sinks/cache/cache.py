@@ -116,7 +116,7 @@ class AttentionSinkKVCache(Cache):
     @property
     def can_step_in_graph(self) -> bool:
         """Whether the next step can be compiled. The first call of a stream, which makes the buffers, cannot."""
-        free = self.streams.call is None and self.streams.unfinished is None
+        free = not self.streams.in_use and self.streams.unfinished is None
         return free and self.is_compileable and self.is_initialized
 
     @property

@@ -122,7 +122,7 @@ class LayerStack:
 
     def commit_rebase(self, counters: Counters) -> None:
         """Keep what `rebase` has rotated, in the middle of a step. It stays also when the step breaks off."""
-        call = self.streams.call
+        call = self.streams.in_use["call"]
         self.commit(counters, 0, None, self._sink_layers[0].sinks.device)
         self._begin(call, 1)
 

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NoReturn
 
 import torch
 
@@ -135,8 +136,8 @@ class StreamState:
         Whether compiled steps have moved the tensors on since the host last wrote them.
     unfinished : callable or None
         What an exception has left to do.
-    call : object
-        The call that is under way, which nobody may disturb; None between calls.
+    in_use : dict
+        The call that is under way, which nobody may disturb, under the name "call"; empty between calls.
     lost : object
         The call that was under way when the streams were forgotten.
     """
@@ -146,7 +147,7 @@ class StreamState:
         self.device: DeviceCounters | None = None
         self.ahead = False
         self.unfinished: Callable[[], None] | None = None
-        self.call: object = None
+        self.in_use: dict[str, object] = {}
         self.lost: object = None
         self._written: Standing | None = None  # as the host last knew them
 
@@ -160,12 +161,8 @@ class StreamState:
         RuntimeError
             When a call is under way.
         """
-        if self.call is not None:
-            raise RuntimeError(
-                "cache is in use: a call that streams through it has not ended, in another thread or around this one. "
-                "Wait for it, or give every thread a cache of its own. If there is none, because an exception has "
-                "struck while a call was ended, reset() the cache or load a saved one."
-            )
+        if self.in_use:
+            _refuse_a_second_call()
         self._finish()
 
     def _finish(self) -> None:
@@ -175,13 +172,15 @@ class StreamState:
             self.unfinished = None
 
     def begin(self, call: object, undo: Callable[[], None]) -> None:
-        """Note that `call` is under way, and what undoes it when it breaks off."""
-        self.call, self.unfinished = call, undo
+        """Note that `call` is under way, and what undoes it when it breaks off. Of two threads, one is refused."""
+        if self.in_use.setdefault("call", call) is not call:
+            _refuse_a_second_call()
+        self.unfinished = undo
 
     def end(self, call: object) -> None:
         """Note that `call` is over. When it has broken off, it is undone; when it was done, nothing of it is left."""
-        if self.call is call:
-            self.call = None
+        if self.in_use.get("call") is call:
+            self.in_use = {}
             self._finish()
 
     def change(
@@ -280,9 +279,17 @@ class StreamState:
 
     def clear(self, layers: Callable[[], None]) -> None:
         """Forget all streams, then do `layers`; the next call may bring another batch size."""
-        self.lost = self.call
-        self._written, self.device, self.ahead, self.call, self.unfinished = None, None, False, None, layers
+        self.lost = self.in_use.get("call")
+        self._written, self.device, self.ahead, self.in_use, self.unfinished = None, None, False, {}, layers
         self._finish()
+
+
+def _refuse_a_second_call() -> NoReturn:
+    raise RuntimeError(
+        "cache is in use: a call that streams through it has not ended, in another thread or around this one. Wait for "
+        "it, or give every thread a cache of its own. If there is none, because an exception has struck while a call "
+        "was ended, reset() the cache or load a saved one."
+    )
 
 
 def _differ_in_one_number(before: Counters, after: Counters) -> bool:

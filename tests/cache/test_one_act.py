@@ -228,7 +228,7 @@ def test_an_exception_while_an_exception_is_answered(model, case):
         cache, later = copy.deepcopy(start), line + chance.randint(1, 30)
         if not interrupted(partial(action, model, cache), line, later):
             break
-        unfinished += cache.streams.unfinished is not None or cache.streams.call is not None
+        unfinished += cache.streams.unfinished is not None or bool(cache.streams.in_use)
         if (now := observed(model, cache)) is None:
             assert_reset_helps(model, cache)
         else:

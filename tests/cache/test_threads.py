@@ -182,3 +182,21 @@ def test_a_cache_that_is_reset_while_it_is_fed(model, columns):
     assert cache.tokens_seen.tolist() == [] and cache.nbytes == 0
     expected, _ = stream(model, random_ids(1, 9))
     assert torch.equal(stream(model, random_ids(1, 9), cache=cache)[0], expected)
+
+
+def test_of_calls_that_begin_at_once_one_is_refused(model):
+    """What was not refused is in the stream."""
+    _, cache = stream(model, random_ids(1, 20))
+
+    def work(number):
+        done = 0
+        for _ in range(40):
+            try:
+                stream(model, random_ids(1, 1, seed=number), cache=cache)
+                done += 1
+            except RuntimeError as error:
+                assert "in use" in str(error)
+        return done
+
+    done = sum(in_parallel(work))
+    assert done and cache.tokens_seen.tolist() == [20 + done]
