@@ -6,8 +6,9 @@ from math import prod
 from typing import Annotated, Any, BinaryIO
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from .schema import Record
 from .strict_json import parse
 
 MOST_BYTES = 2**24
@@ -28,10 +29,8 @@ DTYPES = {
 Natural = Annotated[int, Field(ge=0)]
 
 
-class Entry(BaseModel):
+class Entry(Record):
     """What the header says about one tensor."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     dtype: str
     shape: Annotated[list[Natural], Field(max_length=8)]

@@ -24,7 +24,7 @@ Seen = Annotated[tuple[Size, Size, bool, bool], Field(strict=False)]
 
 
 class Record(BaseModel):
-    """A part of a saved state: it has these fields, of these types, and no others."""
+    """A part of what a file says: it has these fields, of these types, and no others."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

@@ -214,7 +214,7 @@ class StreamState:
 
     # ---- where the streams stand; reading changes nothing
 
-    def now(self) -> tuple[Counters, History] | None:
+    def now(self) -> Standing | None:
         """Return the counters and the history, or None until the first call fixes the batch size."""
         if not self.ahead:
             return self._written

@@ -18,7 +18,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.files import naming
-from ..cache.layer import nothing
 from ..cache.schema import checked
 from ..cache.storage import read_file, write_file
 from ..versions import CACHE
@@ -107,7 +106,7 @@ class StreamingChat:
         # By the length of the cache: the tokens of each row that were said but not fed when it had that length.
         self._unfed_at: dict[int, list[list[int]]] = {}
         self._unread: AttentionSinkKVCache | None = None  # the cache without the message that is being read in pieces
-        self._turn: Callable[[], Any] = nothing  # a weak reference to the answer that is being made
+        self._turn: Callable[[], Any] = lambda: None  # a weak reference to the answer that is being made
         self._stopping = threading.Event()  # of that answer
         self._pressed: Callable[[], bool] = bool  # whether Ctrl-C was pressed in the step that is being made
 

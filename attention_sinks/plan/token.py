@@ -51,6 +51,7 @@ def plan_token(counters: Counters, active: torch.Tensor | None, reach: Reach) ->
     rows = 1 if alike else len(counters.seen)
     numbers = []
     for t, origin in zip(counters.seen[:rows], counters.origin[:rows], strict=True):
+        # `Reach.slot_of` in Python numbers: a tensor operation for each of these would cost more than all of them do.
         slot = t if t < reach.sink_size else reach.sink_size + (t - reach.sink_size) % (reach.window_size + 1)
         cached = min(t, reach.cached_size)
         numbers.append((t, slot, t - origin, t - origin - cached, cached))
