@@ -17,6 +17,7 @@ from .auto import (
     AutoModelForTokenClassification,
 )
 from .cache.cache import AttentionSinkKVCache
+from .chat.answer import Answer, AnswerStream, AnswerStreams, Piece, Usage
 from .chat.chat import StreamingChat
 from .generation.contrastive import contrastive_search
 from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks
@@ -30,6 +31,9 @@ register_legacy()
 __version__ = "0.5.0"
 
 __all__ = [
+    "Answer",
+    "AnswerStream",
+    "AnswerStreams",
     "AttentionSinkKVCache",
     "AutoModel",
     "AutoModelForCausalLM",
@@ -37,7 +41,9 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoTokenizer",
+    "Piece",
     "StreamingChat",
+    "Usage",
     "Verification",
     "attention_sinks_injected",
     "contrastive_search",
