@@ -340,9 +340,11 @@ class StreamingChat:
         self._save(path)
 
     def _save(self, path: str | os.PathLike[str]) -> None:
-        stream = self._stream
-        if stream.fork is not None and stream.rows is not None:  # the answers so far, and as if they were complete
-            stream = self._copy_without_thoughts()
+        stream = copy.copy(self._stream)
+        if stream.rows is not None:
+            stream.rows = tuple(map(self._as_left, stream.rows, self._voices or [None] * len(stream.rows)))
+        if stream.fork is not None:
+            self._forget_in_copy(stream)
         tensors, cache = stream.cache.snapshot()
         write_file(path, tensors, saved_state(self, cache, stream))
 
@@ -489,18 +491,21 @@ class StreamingChat:
         self, row: Row, voice: AnswerParser, token: int | None, reason: str | None, cached: int
     ) -> tuple[Row, list[Piece]]:
         """Return where a conversation stands after a step of its answer, and the new pieces of that."""
-        was_made = voice.answer.finish_reason is None
-        pieces = voice.say(token, cast(Any, reason), cached) if was_made else []
+        if not row.is_open:
+            return row, []
+        pieces = voice.say(token, cast(Any, reason), cached) if voice.answer.finish_reason is None else []
         row = row.said(token, ended=reason == "stop")
-        if was_made and reason is not None:
+        if reason is not None:
             row = row.answered(voice.answer.message, self.thoughts == "forget")
         return row, pieces
 
     def _leave(self) -> list[list[Piece]]:
         """End the answers that nobody has ended; return the pieces that were held back."""
         rows, voices = self._stream.rows, self._voices
-        if rows is None or len(rows) != len(voices) or not all(voice.answer.begun for voice in voices):
+        if rows is None or len(rows) != len(voices) or not any(row.is_open for row in rows):
             return []
+        for row, voice in zip(rows, voices, strict=True):
+            voice.go_back(row.count)
         heard = [
             self._hear(row, voice, None, voice.answer.finish_reason or "interrupted", cached)
             for row, voice, cached in zip(rows, voices, self._cached(), strict=True)
@@ -586,19 +591,19 @@ class StreamingChat:
                 return
             self._stream.adopt(*self._stream.forgotten(tokens), tokens)
 
-    def _copy_without_thoughts(self) -> ChatStream:
-        """Return a copy of the stream as it were if the answers that are being made had been left and forgotten."""
-        stream, fork, forgets = copy.copy(self._stream), self._stream.fork, self.thoughts == "forget"
-        assert fork is not None and stream.rows is not None
-        stream.fork, stream.logs = replace(fork, cache=copy.deepcopy(fork.cache)), copy.deepcopy(stream.logs)
-        messages = [voice.answer.message if voice.answer.finish_reason is None else None for voice in self._voices]
-        stream.rows = tuple(
-            row if message is None else row.answered(message, forgets)
-            for row, message in zip(stream.rows, messages, strict=True)
-        )
+    def _as_left(self, row: Row, voice: AnswerParser | None) -> Row:
+        """Return where a conversation stood if its answer were left after the words that were handed out."""
+        if voice is None or not row.is_open:
+            return row
+        return row.answered(voice.answer.message, self.thoughts == "forget")
+
+    def _forget_in_copy(self, stream: ChatStream) -> None:
+        """Take the thoughts of the last answers out of a copy of the chat's stream."""
+        assert stream.fork is not None
+        stream.fork = replace(stream.fork, cache=copy.deepcopy(stream.fork.cache))
+        stream.logs = copy.deepcopy(stream.logs)
         if (tokens := self._remembered(stream)) is not None:
             stream.adopt(*stream.forgotten(tokens), tokens)
-        return stream
 
     def _remembered(self, stream: ChatStream) -> list[list[int]] | None:
         """Return the tokens of the last exchange without thoughts; None where the template cannot tell them."""
@@ -681,5 +686,5 @@ def _writable(path: str | os.PathLike[str]) -> str:
     path = os.path.abspath(os.fspath(path))
     folder = os.path.dirname(path)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-        raise OSError(f"autosave={path!r} cannot be written; name a file in a folder that exists and is yours.")
+        raise OSError(f"autosave={path!r} cannot be written; pass a file in a folder that exists and is yours.")
     return path

@@ -42,13 +42,18 @@ class AnswerParser:
         prompt: Prompt,
         tools: list[dict[str, Any]] | None = None,
     ) -> None:
-        self.answer, self._read, self._written = answer, len(prompt.ids), 0
+        self.answer, self._read = answer, len(prompt.ids)
         self._tokenizer, self._form, self._tools = tokenizer, form, tools
+        self._tokens: list[int] = []
         self._prompt = prompt.text if form.own else _opened_thought(prompt.opening_text, form)
-        self._text = AnswerText(tokenizer, form.mentions if form.response_template else None)
-        self._parser = self._new_parser(form.response_template)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._text = AnswerText(self._tokenizer, self._form.mentions if self._form.response_template else None)
+        self._parser: Any = self._new_parser(self._form.response_template)
         self._raw = ""
         self._given = {True: "", False: ""}  # what has been returned, by whether it is thought
+        self._is_whole = True  # no exception has come between a token and what follows from it
 
     def say(self, token: int | None, reason: FinishReason | None, cached: int) -> list[Piece]:
         """Add a token to the answer, if there is one, and return the pieces that are now ready.
@@ -62,16 +67,28 @@ class AnswerParser:
         cached : int
             Tokens in the cache.
         """
+        self._is_whole = False
         pieces = self._add(token, reason is not None)
         for piece in pieces:
             if piece.is_thought:
                 self.answer.thoughts += piece
             else:
                 self.answer.text += piece
-        self._written += token is not None
-        self.answer.usage = Usage(self._read, self._written, cached)
-        self.answer.begun, self.answer.finish_reason = True, reason
+        self._tokens += [] if token is None else [token]
+        self.answer.usage = Usage(self._read, len(self._tokens), cached)
+        self.answer.begun, self.answer.finish_reason, self._is_whole = True, reason, True
         return pieces
+
+    def go_back(self, count: int) -> None:
+        """Make the answer that of its first `count` tokens, if an exception has left it at another place."""
+        if self._is_whole and len(self._tokens) == count:
+            return
+        tokens, self._tokens = self._tokens[:count], []
+        self.answer.text = self.answer.thoughts = ""
+        self.answer.tool_calls = []
+        self._begin()
+        for token in tokens:
+            self.say(token, None, self.answer.usage.tokens_cached)
 
     def _add(self, token: int | None, ended: bool) -> list[Piece]:
         text = self._text.add(token, ended)

@@ -21,10 +21,14 @@ class Row:
         Tokens that were said but are not in the cache.
     tail : tuple of int
         The last tokens of the answer.
+    count : int
+        How many tokens the answer has.
     ended : bool
         Whether the model ended the answer. It may also have been cut.
     tool_calls : tuple of dict
         The calls of tools in it.
+    is_open : bool
+        Whether the answer is being made, or has been left and not been ended yet.
     turn : int
         How many turns there were.
     exchange : tuple of dict
@@ -37,8 +41,10 @@ class Row:
 
     unfed: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()
+    count: int = 0
     ended: bool = True
     tool_calls: tuple[dict[str, Any], ...] = ()
+    is_open: bool = False
     turn: int = 0
     exchange: tuple[Message, ...] = ()
     first: bool = True
@@ -50,8 +56,10 @@ class Row:
             self,
             unfed=(),
             tail=(),
+            count=0,
             ended=False,
             tool_calls=(),
+            is_open=True,
             turn=self.turn + 1,
             exchange=(*self.exchange, *messages) if forgets else (),
             first=self.turn == 0 or (self.first and bool(self.exchange)),
@@ -66,7 +74,7 @@ class Row:
         """Return where it stands after a step of the answer; the token is None if it only ends the answer."""
         if token is None:
             return replace(self, ended=ended or self.ended)
-        return replace(self, unfed=(*self.unfed, token), tail=(*self.tail[1 - TAIL :], token))
+        return replace(self, unfed=(*self.unfed, token), tail=(*self.tail[1 - TAIL :], token), count=self.count + 1)
 
     def answered(self, message: Message, forgets: bool) -> Row:
         """Return where it stands when the answer is complete, or was left."""
@@ -74,6 +82,7 @@ class Row:
         return replace(
             self,
             tool_calls=tuple(message.get("tool_calls", ())),
+            is_open=False,
             exchange=(*self.exchange, bare) if forgets else (),
             transcript=None if self.transcript is None else (*self.transcript, message),
         )
@@ -142,7 +151,8 @@ class TurnLog:
             end = min(self.base + gone, seen if following is None else self.starts[following])
             if start < end:
                 left.append((number, self.tokens[start - self.base : end - self.base]))
-            if following is not None and sinks < self.starts[following] <= self.base + gone:
+            is_gone = following is not None and self.starts[following] <= self.base + gone
+            if is_gone and self.starts[number] > sinks:  # the turn before may end within the sinks
                 del self.starts[number]
         del self.tokens[:gone]
         self.base += gone

@@ -30,6 +30,7 @@ class RowState(Record):
     """Where a conversation stands besides the tokens that were said but not fed."""
 
     tail: Tokens
+    count: Count
     ended: bool
     tool_calls: Messages
     turn: Count
@@ -135,6 +136,7 @@ def _pairs(pairs: list[list[int]]) -> dict[int, int]:
 def _state(row: Row, log: TurnLog) -> dict[str, Any]:
     return {
         "tail": list(row.tail),
+        "count": row.count,
         "ended": row.ended,
         "tool_calls": list(row.tool_calls),
         "turn": row.turn,
@@ -148,6 +150,7 @@ def _row(state: RowState, unfed: list[int]) -> Row:
     return Row(
         unfed=tuple(unfed),
         tail=tuple(state.tail),
+        count=state.count,
         ended=state.ended,
         tool_calls=tuple(state.tool_calls),
         turn=state.turn,

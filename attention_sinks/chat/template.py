@@ -258,7 +258,7 @@ class ChatTemplate:
             except ValueError:
                 self._parts = False
                 short = self._suffix(asked, asked)
-        thoughts = dict.fromkeys(THOUGHT_KEYS, THOUGHT)
+        thoughts: dict[str, Any] = dict.fromkeys(THOUGHT_KEYS, THOUGHT)
         longer = [*asked, _answer(ANSWER), *_user(ANSWER), _answer(QUESTION), *asked]
         histories: list[tuple[list[Message], dict[str, Any]]] = [
             (longer, {}),

@@ -46,14 +46,6 @@ ENDS = [END, *range(30, 50)]  # a third of what the model says ends its turn
 SPEAKS = {"suppress_tokens": [0, 2, 3, 4, 5], "max_new_tokens": 9}  # words without a meaning to the template
 
 
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Ctrl-C raises, also where the tests run in the background of a shell, which has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def chat_with(template=CHATML, seed=0, tokenizer=None, model=None, **options):
     model = model or inject_attention_sinks(tiny_llama(seed), S, W)
     options.setdefault("generation_config", GenerationConfig(eos_token_id=END, **SPEAKS))
@@ -262,7 +254,8 @@ def test_stop_strings_end_an_answer(of_model):
     Script(model, tokenizer("one two three four").input_ids)
     model.generation_config.stop_strings = of_model
     config = GenerationConfig(max_new_tokens=18, stop_strings=["two", "four"])
-    assert say(chat_with(tokenizer=tokenizer, model=model, generation_config=config), "w1") == "one two"
+    answer = chat_with(tokenizer=tokenizer, model=model, generation_config=config).ask("w1")
+    assert (answer.text, answer.finish_reason) == ("one two", "stop")
 
 
 # ---- several conversations

@@ -20,14 +20,6 @@ LONG = " ".join(f"w{i % 40}" for i in range(900))  # four pieces
 ANSWER = GenerationConfig(suppress_tokens=[0, 1, 2, 3, 4, 5], max_new_tokens=5)
 
 
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Ctrl-C raises, also where the tests run in the background of a shell, which has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def chat_with(model=None, sinks=4, window=12, **settings):
     model = inject_attention_sinks(model or tiny_llama(), sinks, window, **settings)
     return StreamingChat(model, word_tokenizer(CHATML), generation_config=ANSWER)

@@ -25,6 +25,14 @@ SYSTEM_IN_THE_LAST_MESSAGE = (
 )
 
 
+THINKS = (
+    "{% for m in messages %}<start> {{ m['role'] }} "
+    "{% set text = m['content'] %}"
+    "{% if m['role'] == 'assistant' %}{{ text.split('</think>')[-1] | trim }}{% else %}{{ text }}{% endif %}"
+    " <end> {% endfor %}{% if add_generation_prompt %}<start> assistant {% endif %}"
+)
+
+
 def tokenizer_of(words, unk_token, **special):
     """A token for every word, numbered in their order; no chat template."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unk_token))
@@ -35,6 +43,14 @@ def tokenizer_of(words, unk_token, **special):
 def word_tokenizer(template=CHATML):
     """A token for every word; w0, w1, … are the words that mean nothing."""
     fast = tokenizer_of(WORDS, "<unk>", eos_token="<end>", pad_token="<end>", bos_token="<start>")
+    fast.chat_template = template
+    return fast
+
+
+def thinking_tokenizer(template=THINKS):
+    """The same with words that begin and end thoughts, in the place of the last two."""
+    words = [*WORDS[:-2], "<think>", "</think>"]
+    fast = tokenizer_of(words, "<unk>", eos_token="<end>", pad_token="<end>", bos_token="<start>")
     fast.chat_template = template
     return fast
 
