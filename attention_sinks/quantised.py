@@ -44,7 +44,7 @@ def check_packages(checkpoint: Any, *settings: Any) -> None:
         if missing:
             raise ImportError(
                 f"{str(checkpoint)!r} has quant_method={method!r}: its quantised weights need "
-                f"{' and '.join(modules.values())}, and {' and '.join(missing)} is not installed. Call "
+                f"{' and '.join(modules.values())}. Not installed: {', '.join(missing)}. Call "
                 f"`pip install {' '.join(map(repr, missing))}`, or use a checkpoint whose weights are not quantised."
             )
 

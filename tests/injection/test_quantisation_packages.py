@@ -51,7 +51,7 @@ def test_one_of_two_packages(tmp_path, monkeypatch):
     monkeypatch.setattr(quantised, "find_spec", lambda module: None if module == "optimum" else object())
     write_config(tmp_path, GPTQ)
     load = attention_sinks.AutoModelForCausalLM.from_pretrained
-    refused(ImportError, lambda: load(tmp_path), "optimum is not installed", "`pip install 'optimum'`")
+    refused(ImportError, lambda: load(tmp_path), "Not installed: optimum.", "`pip install 'optimum'`")
 
 
 def test_the_text_decoder_of_a_multimodal_model(tmp_path, nothing_installed):
