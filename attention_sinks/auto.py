@@ -12,7 +12,7 @@ import transformers
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import check_checkpoint
-from .gguf_files import find_gguf, into_plain_weights
+from .gguf_files import find_gguf, into_plain_weights, naming_the_package
 from .inject import inject_attention_sinks
 from .models.registry import architecture_of
 from .settings import Prefill, SinkSettings, check_names
@@ -203,9 +203,12 @@ class AutoTokenizer(transformers.AutoTokenizer):
         ------
         FileNotFoundError
             When there is no such GGUF file.
+        ImportError
+            When the package that reads such files is missing.
         ValueError
             When the file is no GGUF file, or one part of several.
         """
         name, kwargs = find_gguf(pretrained_model_name_or_path, kwargs)
-        tokenizer: PreTrainedTokenizerBase = super().from_pretrained(name, *inputs, **kwargs)
+        with naming_the_package(kwargs):
+            tokenizer: PreTrainedTokenizerBase = super().from_pretrained(name, *inputs, **kwargs)
         return tokenizer

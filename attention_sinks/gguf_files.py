@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,19 @@ def into_plain_weights(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "quantization_config": GgufConfig(dequantize=True)}
 
 
+@contextmanager
+def naming_the_package(arguments: dict[str, Any]) -> Iterator[None]:
+    """Make the ImportError of a missing package, raised in the block for a GGUF file, say how to install it."""
+    try:
+        yield
+    except ImportError as error:
+        if not arguments.get("gguf_file") or is_gguf_available():
+            raise
+        raise ImportError(
+            f"gguf_file={arguments['gguf_file']!r} needs the package gguf; call `pip install 'gguf>=0.10'`."
+        ) from error
+
+
 def read_gguf_config(name: Any, found: dict[str, Any]) -> PreTrainedConfig:
     """Read the config that the metadata of a GGUF file amounts to.
 
@@ -123,19 +138,15 @@ def read_gguf_config(name: Any, found: dict[str, Any]) -> PreTrainedConfig:
     ValueError
         When Transformers cannot read the file.
     """
-    file = found["gguf_file"]
     try:
-        raw, _ = PreTrainedConfig.get_config_dict(name, **found)
-    except ImportError as error:
-        if is_gguf_available():
-            raise
-        raise ImportError(f"gguf_file={file!r} needs a package; call `pip install 'gguf>=0.10'`.") from error
-    except OSError:  # it was not found on the Hub, which the message says
+        with naming_the_package(found):
+            raw, _ = PreTrainedConfig.get_config_dict(name, **found)
+    except (ImportError, OSError):  # a package is missing, or the file is not on the Hub; the message says which
         raise
     except Exception as error:  # the readers of GGUF raise whatever the bytes lead them to
         raise ValueError(
-            f"gguf_file={file!r} cannot be read by Transformers {transformers.__version__}: {error} Use the checkpoint "
-            "from which the file was made or, if it may be damaged, download it again."
+            f"gguf_file={found['gguf_file']!r} cannot be read by Transformers {transformers.__version__}: {error} Use "
+            "the checkpoint from which the file was made or, if it may be damaged, download it again."
         ) from error
     check_type(raw["model_type"])
     config: PreTrainedConfig = AutoConfig.for_model(**raw)

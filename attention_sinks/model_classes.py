@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from .checkpoints import check_quantisation, read_raw_config
-from .gguf_files import find_gguf, into_plain_weights
+from .gguf_files import find_gguf, into_plain_weights, naming_the_package
 from .inject import inject_attention_sinks
 from .models.registry import architecture_of
 from .settings import Prefill, SinkSettings
@@ -66,7 +66,8 @@ class StreamingModel:
         kwargs = into_plain_weights(kwargs)
         if not kwargs.get("gguf_file"):
             check_quantisation(name, kwargs.get("config") or read_raw_config(name, kwargs), kwargs)
-        loaded: ModelT = super().from_pretrained(name, *model_args, **kwargs)  # type: ignore[misc]  # as above
+        with naming_the_package(kwargs):
+            loaded: ModelT = super().from_pretrained(name, *model_args, **kwargs)  # type: ignore[misc]  # as above
         return loaded
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,5 @@
 """GGUF files, named by their path alone or by their folder: what loads, and what is refused before weights are read."""
 
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -192,7 +191,8 @@ def test_a_truncated_file(file, tmp_path):
     refused(ValueError, lambda: AutoModelForCausalLM.from_pretrained(path), path, "download it again")
 
 
-def test_the_package_is_missing(file, monkeypatch):
+@CLASSES
+def test_the_package_is_missing(file, kind, monkeypatch):
     for module in (gguf_files, modeling_gguf_pytorch_utils):
         monkeypatch.setattr(module, "is_gguf_available", lambda: False)
-    refused(ImportError, lambda: AutoModelForCausalLM.from_pretrained(file), Path(file), "pip install 'gguf")
+    refused(ImportError, lambda: kind.from_pretrained(file), file, "pip install 'gguf")
