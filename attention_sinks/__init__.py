@@ -6,8 +6,6 @@ Write `from attention_sinks import AutoModelForCausalLM` in place of `from trans
 from . import versions  # noqa: F401  # it refuses a Transformers that is too old, before other imports fail
 
 # isort: split
-from transformers import AutoTokenizer
-
 from . import model_classes
 from .auto import (
     AutoModel,
@@ -15,6 +13,7 @@ from .auto import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
 )
 from .cache.cache import AttentionSinkKVCache
 from .chat.answer import Answer, AnswerStream, AnswerStreams, Piece, Usage
