@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import starmap, zip_longest
 from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 from torch import nn
@@ -342,7 +343,7 @@ class StreamingChat:
     def _save(self, path: str | os.PathLike[str]) -> None:
         stream = copy.copy(self._stream)
         if stream.rows is not None:
-            stream.rows = tuple(map(self._as_left, stream.rows, self._voices or [None] * len(stream.rows)))
+            stream.rows = tuple(starmap(self._as_left, zip_longest(stream.rows, self._voices)))
         if stream.fork is not None:
             self._forget_in_copy(stream)
         tensors, cache = stream.cache.snapshot()
