@@ -196,7 +196,17 @@ CALL_FORMATS = (
             function=NAMED,
         ),
     ),
-    Calls(("[TOOL_CALLS]",), _list(r"\s*\[TOOL_CALLS\]\s*", None)),  # Mistral before
+    Calls(
+        ("[TOOL_CALLS]",),  # Mistral before; where a call has no identifier, the empty one here stands in
+        {
+            **_list(r"\s*\[TOOL_CALLS\]\s*(?P<id>)", None),
+            "transform": {
+                "type": "function",
+                "id": "{id}",
+                "function": {"name": "{name}", "arguments": "{arguments}"},
+            },
+        },
+    ),
     Calls(("<|tool_call|>", "<|/tool_call|>"), _list(r"\s*<\|tool_call\|>\s*", r"\s*<\|/tool_call\|>")),  # Phi-4-mini
     Calls(("<|tool_call|>",), _list(r"\s*<\|tool_call\|>\s*", None)),  # Granite 3
     Calls(("<tool_calls>", "<tool_call>"), _calls(r"\s*<tool_call>\s*", "</tool_call>")),

@@ -155,7 +155,7 @@ def _calls_of(message: dict[str, Any]) -> list[dict[str, Any]]:
             raise ValueError(f"no call of a function: {call!r:.80}")
         if not isinstance(function.get("arguments"), (dict, str)):
             raise ValueError(f"a call without arguments: {call!r:.80}")
-    return calls
+    return [{name: value for name, value in call.items() if name != "id" or value} for call in calls]
 
 
 def _common(text: str, given: str) -> int:

@@ -23,6 +23,9 @@ QUESTION, ANSWER, THOUGHT = "question", "answer", "thought"
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where templates look for the thoughts of an answer."""
 
+CALL_ID = "call00000"
+"""An identifier of a call for templates that need one, of the length that those of Mistral ask for."""
+
 TOOL_ROLES = ("tool", "ipython", "observation", "function", "tool_response")
 """Roles of messages that follow a call of a tool."""
 
@@ -201,7 +204,8 @@ class ChatTemplate:
         """Return the history that stands in for the real one before the messages of a turn."""
         words = _unused([*messages, self.system, self.tools, list(said.tool_calls)])
         if messages[0]["role"] in TOOL_ROLES and said.tool_calls:
-            return self._before_results(words, list(said.tool_calls))
+            number = messages[0].get("tool_call_id", CALL_ID)
+            return self._before_results(words, [{"id": number, **call} for call in said.tool_calls])
         return _Before([*_user(QUESTION), _answer(words)], words)
 
     def _before_results(self, words: str, calls: list[dict[str, Any]]) -> _Before:
@@ -290,7 +294,7 @@ class ChatTemplate:
         """Return an answer that calls the first tool, and the result, as the template takes them."""
         assert self.tools is not None
         name = self.tools[0].get("function", self.tools[0]).get("name", "tool")
-        call = {"id": "call00000", "type": "function", "function": {"name": name, "arguments": {}}}
+        call = {"id": CALL_ID, "type": "function", "function": {"name": name, "arguments": {}}}
         result = {"role": "tool", "name": name, "tool_call_id": call["id"], "content": ANSWER}
         answers = [{**_answer(""), "tool_calls": [each]} for each in (call, _with_json(call))]
         try:
