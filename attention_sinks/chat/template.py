@@ -429,7 +429,7 @@ class _Before:
         if self.rest is None:
             return start
         found = [place for end in self.ends if (place := self.rest.find(end)) >= 0]
-        if not found or not whole[start:].startswith(self.rest):
+        if not found or not whole[start:].startswith(self.rest[: min(found)]):
             raise ValueError(
                 "message has the result of a tool, and where the call of the tool ends cannot be told from the chat "
                 "template; send the result as a user's message."
