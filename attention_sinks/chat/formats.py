@@ -237,11 +237,16 @@ CHANNELS = {
         function=NAMED,
     ),
     MARKUP: {
-        "open_pattern": r"(?:<\|start\|>assistant)?(?:<\|channel\|>(?:final|commentary))\s*<\|message\|>|<\|end\|>",
+        "open_pattern": r"(?:<\|start\|>assistant)?(?:<\|channel\|>(?:final|commentary))\s*<\|message\|>|<\|end\|>"
+        r"|(?:<\|(?:start|channel|constrain)\|>[^<]*)+\Z",  # an answer that was cut in a header
         "close_pattern": "",
     },
 }
 """The answers of gpt-oss, in channels."""
+
+RESPONSE = {"open_pattern": r"\s*<\|(?:START|END)_(?:RESPONSE|TEXT)\|>", "close_pattern": ""}
+"""What Command R7B and its successors write around the text of an answer. For its tokenizer these are no special
+tokens."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +298,8 @@ def format_of(tokenizer: Any, template: str, with_tools: bool) -> Format:
     tags = next((tags for tags in TAGS if tags.closing in template), None)
     calls = next((row for row in CALL_FORMATS if all(mark in template for mark in row.marks)), None)
     fields = {THOUGHTS: tags.field()} if tags else {}
+    if "<|START_RESPONSE|>" in template or "<|START_TEXT|>" in template:
+        fields[MARKUP] = RESPONSE
     if with_tools and calls:
         fields |= calls.fields()
     return Format(_response_template({**fields, TEXT: {"content": "text"}}) if fields else None, tags)
