@@ -127,7 +127,6 @@ class ChatTemplate:
         self._parts = False  # whether the template wants the content of messages as a list of parts
         self.check_options(self.options)
         self._check_history()
-        self._check_tools()
 
     # ---- what a turn adds
 
@@ -270,6 +269,7 @@ class ChatTemplate:
             ([*asked, {**_answer(ANSWER), **thoughts}, *asked], thoughts),
         ]
         if self.tools:
+            self._check_tools()
             histories.append(([*asked, *self._use_of_a_tool(), _answer(ANSWER), *asked], {}))
         for history, keys in histories:
             if (other := self._suffix(asked, history, **keys)) != short:
@@ -304,12 +304,12 @@ class ChatTemplate:
         return [answers[0], result]
 
     def _check_tools(self) -> None:
-        """Raise ValueError unless the template writes the tools, and a turn adds the same after calls of them."""
-        if self.tools is None:
-            return
+        """Raise ValueError unless the template writes the tools."""
         with_tools, self.tools = self.tools, None
         try:
             without = self._render(_user(QUESTION))
+        except ValueError:
+            return  # it cannot do without tools, so it does not ignore them
         finally:
             self.tools = with_tools
         if self._render(_user(QUESTION)) == without:
