@@ -280,6 +280,14 @@ class Format:
         """Return whether the parser looks for this token, so that it must be in the text that is parsed."""
         return token in repr(self.response_template).replace("\\\\", "").replace("\\", "")
 
+    def breaks_off(self, raw: str) -> bool:
+        """Return whether an answer ends in a call of which the parser would take the arguments that are there."""
+        calls = {} if self.own else (self.response_template or {}).get("fields", {}).get(CALLS, {})
+        if calls.get("content") != "xml-inline":  # others have arguments that cannot be parsed then
+            return False
+        starts = [found.end() for found in re.finditer(calls["open_pattern"], raw)]
+        return bool(starts) and re.search(calls["close_pattern"], raw[starts[-1] :]) is None
+
     def without_calls(self) -> dict[str, Any] | None:
         """Return the response template that leaves calls of tools as text."""
         if self.response_template is None:

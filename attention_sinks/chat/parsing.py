@@ -87,6 +87,8 @@ class AnswerParser:
         events: list[dict[str, Any]] = self._parser.feed(text)
         if ended:
             message, last = self._parser.finalize()
+            if CALLS in message and self._form.breaks_off(self._raw):
+                raise ValueError("it breaks off")
             self.answer.tool_calls = _calls_of(message)
             events += last
         return events
