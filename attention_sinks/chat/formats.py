@@ -13,6 +13,9 @@ from typing import Any
 THOUGHTS, TEXT, CALLS, MARKUP = "reasoning_content", "content", "tool_calls", "markup"
 """The parts of an answer, by the names that Transformers has for them. Markup is not shown."""
 
+AFTER_CALLS = "after_calls"
+"""Markup that closes a list of calls."""
+
 THOUGHT_FIELDS = (THOUGHTS, "thinking", "reasoning")
 """Names that response templates give to thoughts."""
 
@@ -51,11 +54,17 @@ TAGS = (
 class Calls:
     """How calls of tools are written: `marks` are what a template with this format writes, `field` is how to read it.
 
-    The first row whose marks a template has is taken.
+    The first row whose marks a template has is taken. `after` is what may follow a call; it is a field of its own,
+    because a parser that reads piece by piece ends a call as soon as it can.
     """
 
     marks: tuple[str, ...]
     field: dict[str, Any]
+    after: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        after = {} if self.after is None else {AFTER_CALLS: {"open_pattern": self.after, "close_pattern": ""}}
+        return {CALLS: self.field, **after}
 
 
 def _calls(opening: str, closing: str | None, content: str = "json", **how: Any) -> dict[str, Any]:
@@ -98,41 +107,46 @@ CALL_FORMATS = (
         ("<function=", "<parameter="),  # Qwen3-Coder, Qwen3.5, Nemotron 3, Seed-OSS
         _xml(
             r"\s*(?:<(?:seed:)?tool_call>\s*)?<function=(?P<name>[^>\s]+)>",
-            r"</function>(?:\s*</(?:seed:)?tool_call>)?",
+            "</function>",
             r"<parameter=(?P<key>[^>]+)>\n?(?P<value>.*?)\n?</parameter>",
         ),
+        after=r"(?<=</function>)\s*</(?:seed:)?tool_call>",
     ),
     Calls(
         ("<minimax:tool_call>",),
         _xml(
             r'\s*(?:<minimax:tool_call>\s*)?<invoke name="(?P<name>[^"]+)">',
-            r"</invoke>(?:\s*</minimax:tool_call>)?",
+            "</invoke>",
             r'<parameter name="(?P<key>[^"]+)">(?P<value>.*?)</parameter>',
         ),
+        after=r"(?<=</invoke>)\s*</minimax:tool_call>",
     ),
     Calls(
         ("DSML",),  # DeepSeek V3.2 and V4
         _xml(
             r'\s*(?:<｜DSML｜(?:function|tool)_calls>\s*)?<｜DSML｜invoke name="(?P<name>[^"]+)">',
-            r"</｜DSML｜invoke>(?:\s*</｜DSML｜(?:function|tool)_calls>)?",
+            "</｜DSML｜invoke>",
             r'<｜DSML｜parameter name="(?P<key>[^"]+)"[^>]*>(?P<value>.*?)</｜DSML｜parameter>',
         ),
+        after=r"(?<=</｜DSML｜invoke>)\s*</｜DSML｜(?:function|tool)_calls>",
     ),
     Calls(
         ("<｜tool▁call▁begin｜>", "function<｜tool▁sep｜>"),  # DeepSeek V3, R1
         _calls(
             r"\s*(?:<｜tool▁calls▁begin｜>\s*)?<｜tool▁call▁begin｜>function<｜tool▁sep｜>(?P<name>\S+)\s*```json\s*",
-            r"\s*```\s*<｜tool▁call▁end｜>(?:\s*<｜tool▁calls▁end｜>)?",
+            r"\s*```\s*<｜tool▁call▁end｜>",
             function=NAMED,
         ),
+        after=r"(?<=<｜tool▁call▁end｜>)\s*<｜tool▁calls▁end｜>",
     ),
     Calls(
         ("<｜tool▁call▁begin｜>",),  # DeepSeek V3.1
         _calls(
             r"\s*(?:<｜tool▁calls▁begin｜>\s*)?<｜tool▁call▁begin｜>(?P<name>\S+?)<｜tool▁sep｜>",
-            r"<｜tool▁call▁end｜>(?:\s*<｜tool▁calls▁end｜>)?",
+            "<｜tool▁call▁end｜>",
             function=NAMED,
         ),
+        after=r"(?<=<｜tool▁call▁end｜>)\s*<｜tool▁calls▁end｜>",
     ),
     Calls(
         ("<|tool_call_argument_begin|>",),  # Kimi K2; the identifier is part of what the template writes of the result
@@ -140,10 +154,11 @@ CALL_FORMATS = (
             **_calls(
                 r"\s*(?:<\|tool_calls_section_begin\|>\s*)?<\|tool_call_begin\|>\s*"
                 r"(?P<id>(?:functions\.)?(?P<name>[^\s:]+):\d+)\s*<\|tool_call_argument_begin\|>",
-                r"<\|tool_call_end\|>(?:\s*<\|tool_calls_section_end\|>)?",
+                r"<\|tool_call_end\|>",
             ),
             "transform": {"type": "function", "id": "{id}", "function": NAMED},
         },
+        after=r"(?<=<\|tool_call_end\|>)\s*<\|tool_calls_section_end\|>",
     ),
     Calls(
         ("<|tool_call>", "<tool_call|>"),  # Gemma 4
@@ -181,7 +196,17 @@ CALL_FORMATS = (
             function=NAMED,
         ),
     ),
-    Calls(("[TOOL_CALLS]",), _list(r"\s*\[TOOL_CALLS\]\s*", None)),  # Mistral before
+    Calls(
+        ("[TOOL_CALLS]",),  # Mistral before; where a call has no identifier, the empty one here stands in
+        {
+            **_list(r"\s*\[TOOL_CALLS\]\s*(?P<id>)", None),
+            "transform": {
+                "type": "function",
+                "id": "{id}",
+                "function": {"name": "{name}", "arguments": "{arguments}"},
+            },
+        },
+    ),
     Calls(("<|tool_call|>", "<|/tool_call|>"), _list(r"\s*<\|tool_call\|>\s*", r"\s*<\|/tool_call\|>")),  # Phi-4-mini
     Calls(("<|tool_call|>",), _list(r"\s*<\|tool_call\|>\s*", None)),  # Granite 3
     Calls(("<tool_calls>", "<tool_call>"), _calls(r"\s*<tool_call>\s*", "</tool_call>")),
@@ -212,11 +237,16 @@ CHANNELS = {
         function=NAMED,
     ),
     MARKUP: {
-        "open_pattern": r"(?:<\|start\|>assistant)?(?:<\|channel\|>(?:final|commentary))\s*<\|message\|>|<\|end\|>",
+        "open_pattern": r"(?:<\|start\|>assistant)?(?:<\|channel\|>(?:final|commentary))\s*<\|message\|>|<\|end\|>"
+        r"|(?:<\|(?:start|channel|constrain)\|>[^<]*)+\Z",  # an answer that was cut in a header
         "close_pattern": "",
     },
 }
 """The answers of gpt-oss, in channels."""
+
+RESPONSE = {"open_pattern": r"\s*<\|(?:START|END)_(?:RESPONSE|TEXT)\|>", "close_pattern": ""}
+"""What Command R7B and its successors write around the text of an answer. For its tokenizer these are no special
+tokens."""
 
 
 @dataclass(frozen=True)
@@ -250,11 +280,19 @@ class Format:
         """Return whether the parser looks for this token, so that it must be in the text that is parsed."""
         return token in repr(self.response_template).replace("\\\\", "").replace("\\", "")
 
+    def breaks_off(self, raw: str) -> bool:
+        """Return whether an answer ends in a call of which the parser would take the arguments that are there."""
+        calls = {} if self.own else (self.response_template or {}).get("fields", {}).get(CALLS, {})
+        if calls.get("content") != "xml-inline":  # others have arguments that cannot be parsed then
+            return False
+        starts = [found.end() for found in re.finditer(calls["open_pattern"], raw)]
+        return bool(starts) and re.search(calls["close_pattern"], raw[starts[-1] :]) is None
+
     def without_calls(self) -> dict[str, Any] | None:
         """Return the response template that leaves calls of tools as text."""
         if self.response_template is None:
             return None
-        fields = {name: field for name, field in self.response_template["fields"].items() if name != CALLS}
+        fields = {name: field for name, field in self.response_template["fields"].items() if name not in (CALLS, AFTER_CALLS)}
         return {**self.response_template, "fields": fields} if fields else None
 
 
@@ -266,10 +304,12 @@ def format_of(tokenizer: Any, template: str, with_tools: bool) -> Format:
         fields = {name: field for name, field in CHANNELS.items() if with_tools or name != CALLS}
         return Format(_response_template({**fields, TEXT: {"content": "text"}}))
     tags = next((tags for tags in TAGS if tags.closing in template), None)
-    calls = next((row.field for row in CALL_FORMATS if all(mark in template for mark in row.marks)), None)
+    calls = next((row for row in CALL_FORMATS if all(mark in template for mark in row.marks)), None)
     fields = {THOUGHTS: tags.field()} if tags else {}
+    if "<|START_RESPONSE|>" in template or "<|START_TEXT|>" in template:
+        fields[MARKUP] = RESPONSE
     if with_tools and calls:
-        fields[CALLS] = calls
+        fields |= calls.fields()
     return Format(_response_template({**fields, TEXT: {"content": "text"}}) if fields else None, tags)
 
 

@@ -104,6 +104,8 @@ class AnswerParser:
         events: list[dict[str, Any]] = self._parser.feed(text)
         if ended:
             message, last = self._parser.finalize()
+            if CALLS in message and self._form.breaks_off(self._raw):
+                raise ValueError("it breaks off")
             self.answer.tool_calls = _calls_of(message)
             events += last
         return events
@@ -172,7 +174,7 @@ def _calls_of(message: dict[str, Any]) -> list[dict[str, Any]]:
             raise ValueError(f"no call of a function: {call!r:.80}")
         if not isinstance(function.get("arguments"), (dict, str)):
             raise ValueError(f"a call without arguments: {call!r:.80}")
-    return calls
+    return [{name: value for name, value in call.items() if name != "id" or value} for call in calls]
 
 
 def _common(text: str, given: str) -> int:

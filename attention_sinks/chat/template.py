@@ -23,6 +23,9 @@ QUESTION, ANSWER, THOUGHT = "question", "answer", "thought"
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where templates look for the thoughts of an answer."""
 
+CALL_ID = "call00000"
+"""An identifier of a call for templates that need one, of the length that those of Mistral ask for."""
+
 TOOL_ROLES = ("tool", "ipython", "observation", "function", "tool_response")
 """Roles of messages that follow a call of a tool."""
 
@@ -124,7 +127,6 @@ class ChatTemplate:
         self._parts = False  # whether the template wants the content of messages as a list of parts
         self.check_options(self.options)
         self._check_history()
-        self._check_tools()
 
     # ---- what a turn adds
 
@@ -201,7 +203,8 @@ class ChatTemplate:
         """Return the history that stands in for the real one before the messages of a turn."""
         words = _unused([*messages, self.system, self.tools, list(said.tool_calls)])
         if messages[0]["role"] in TOOL_ROLES and said.tool_calls:
-            return self._before_results(words, list(said.tool_calls))
+            number = messages[0].get("tool_call_id", CALL_ID)
+            return self._before_results(words, [{"id": number, **call} for call in said.tool_calls])
         return _Before([*_user(QUESTION), _answer(words)], words)
 
     def _before_results(self, words: str, calls: list[dict[str, Any]]) -> _Before:
@@ -266,6 +269,7 @@ class ChatTemplate:
             ([*asked, {**_answer(ANSWER), **thoughts}, *asked], thoughts),
         ]
         if self.tools:
+            self._check_tools()
             histories.append(([*asked, *self._use_of_a_tool(), _answer(ANSWER), *asked], {}))
         for history, keys in histories:
             if (other := self._suffix(asked, history, **keys)) != short:
@@ -290,7 +294,7 @@ class ChatTemplate:
         """Return an answer that calls the first tool, and the result, as the template takes them."""
         assert self.tools is not None
         name = self.tools[0].get("function", self.tools[0]).get("name", "tool")
-        call = {"id": "call00000", "type": "function", "function": {"name": name, "arguments": {}}}
+        call = {"id": CALL_ID, "type": "function", "function": {"name": name, "arguments": {}}}
         result = {"role": "tool", "name": name, "tool_call_id": call["id"], "content": ANSWER}
         answers = [{**_answer(""), "tool_calls": [each]} for each in (call, _with_json(call))]
         try:
@@ -300,12 +304,12 @@ class ChatTemplate:
         return [answers[0], result]
 
     def _check_tools(self) -> None:
-        """Raise ValueError unless the template writes the tools, and a turn adds the same after calls of them."""
-        if self.tools is None:
-            return
+        """Raise ValueError unless the template writes the tools."""
         with_tools, self.tools = self.tools, None
         try:
             without = self._render(_user(QUESTION))
+        except ValueError:
+            return  # it cannot do without tools, so it does not ignore them
         finally:
             self.tools = with_tools
         if self._render(_user(QUESTION)) == without:
@@ -425,7 +429,7 @@ class _Before:
         if self.rest is None:
             return start
         found = [place for end in self.ends if (place := self.rest.find(end)) >= 0]
-        if not found or not whole[start:].startswith(self.rest):
+        if not found or not whole[start:].startswith(self.rest[: min(found)]):
             raise ValueError(
                 "message has the result of a tool, and where the call of the tool ends cannot be told from the chat "
                 "template; send the result as a user's message."

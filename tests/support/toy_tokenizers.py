@@ -1,6 +1,8 @@
 """Tokenizers small enough to read, with chat templates of every temper."""
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from functools import cache
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from support.helpers import VOCABULARY, tiny_llama
@@ -76,3 +78,21 @@ def byte_tokenizer(template=CHATML):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", bos_token="<start>")
     fast.chat_template = template
     return fast
+
+
+def merging_tokenizer(corpus, vocab_size=600, **special):
+    """A byte-level BPE as large models have it, trained on the texts of `corpus`; no chat template."""
+    tokenizer = Tokenizer.from_str(_trained(tuple(corpus), vocab_size))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@cache
+def _trained(corpus, vocab_size):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer.to_str()
