@@ -21,7 +21,6 @@ from ..cache.files import naming
 from ..cache.storage import read_file, write_file
 from .answer import Answer, AnswerStream, AnswerStreams, Piece
 from .decoding import Step, decode, ends_of
-from .formats import format_of
 from .interrupts import interrupts_held_back
 from .messages import Message, Turn, Turns, is_turn, turns_of
 from .parsing import AnswerParser
@@ -138,7 +137,7 @@ class StreamingChat:
             raise ValueError(f"thoughts={thoughts!r} must be 'keep' or 'forget'.")
         _check_callable("on_evict", on_evict)
         self.template = ChatTemplate(tokenizer, system, chat_template, tools, chat_template_kwargs)
-        self.format = format_of(tokenizer, self.template.source, with_tools=self.template.tools is not None)
+        self.format = self.template.format
         self.thoughts, self.on_evict, self.keep_transcript = thoughts, on_evict, keep_transcript
         self.autosave = None if autosave is None else _writable(autosave)
         self.generation_config: GenerationConfig = copy.deepcopy(generation_config or self.model.generation_config)
@@ -415,8 +414,13 @@ class StreamingChat:
             self.template.check_options(options)
             if rows is not None:
                 self.template.check_still_read(options)
-        for turn, row in zip(turns, rows or [None] * len(turns), strict=True):
-            self.template.check_roles(turn, None if row is None else Said("", row.ended, row.tool_calls))
+        said = [None] * len(turns) if rows is None else [Said("", row.ended, row.tool_calls) for row in rows]
+        turns = [
+            turn if each is None else self.template.with_call_ids(turn, each)
+            for turn, each in zip(turns, said, strict=True)
+        ]
+        for turn, each in zip(turns, said, strict=True):
+            self.template.check_roles(turn, each)
         if self.thoughts == "forget" and len(turns) > 1 and _keeps_states(self.cache):
             raise ValueError(
                 f"thoughts='forget' is not possible for {len(turns)} conversations at once on a model that keeps "

@@ -52,6 +52,12 @@ class TemplateEncoder:
         pattern = re.compile("|".join(map(re.escape, self.control_tokens)))
         return _replaced(value, pattern, f"{marks[0]}\\g<0>{marks[1]}"), marks
 
+    def with_marks(self, text: str, marks: str) -> str:
+        """Return rendered text with the marks that the template has escaped, as in JSON or in Python's `repr`."""
+        for mark in marks:
+            text = re.sub(rf"\\u{ord(mark):04x}", mark, text, flags=re.IGNORECASE)
+        return text
+
     def encode(self, text: str, marks: str = "") -> list[int]:
         """Return the ids of rendered text; the template has written its special tokens, so none are added."""
         if not marks or not any(mark in text for mark in marks):

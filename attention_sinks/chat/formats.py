@@ -47,6 +47,8 @@ TAGS = (
     Tags("<|inner_prefix|>", "<|inner_suffix|>"),
     Tags("<|channel>thought", "<channel|>"),
     Tags("◁think▷", "◁/think▷"),
+    Tags("<mm:think>", "</mm:think>"),
+    Tags("<think:opensource>", "</think:opensource>"),
 )
 
 
@@ -89,10 +91,14 @@ def _list(opening: str, closing: str | None, name: str = "{name}", arguments: st
 
 
 def _xml(opening: str, closing: str, pair: str) -> dict[str, Any]:
-    """Return the field of a call whose arguments stand one by one in tags, strings without quotes."""
-    how = {"tag_pattern": pair, "value_parser": {"name": "json", "args": {"allow_non_json": True}}}
-    return _calls(opening, closing, "xml-inline", content_args=how, function=NAMED)
+    """Return the field of a call whose arguments stand one by one in tags; the tools' schemas say their types."""
+    return _calls(opening, closing, "xml-inline", content_args={"tag_pattern": pair}, function=NAMED)
 
+
+JSON_ANSWER = _calls(
+    r"\A\s*(?:<\|python_(?:tag|start|end)\|>\s*)*(?=\{\s*\"(?:name|type)\")", None, function=PARAMETERS
+)
+"""An answer that is JSON is a call."""
 
 CALL_FORMATS = (
     Calls(
@@ -213,13 +219,16 @@ CALL_FORMATS = (
     Calls(("<tool_calls>",), _list(r"\s*<tool_calls>\s*", r"\s*</tool_calls>")),  # Jamba, Apriel
     Calls(("<tool_call>",), _calls(r"\s*<tool_call>\s*", "</tool_call>")),  # Hermes, Qwen2.5, Qwen3
     Calls(
-        ("<|python_tag|>",),  # Llama 3.1 and 3.2: an answer that is JSON is a call
-        _calls(r"\A\s*(?:<\|python_tag\|>\s*)?(?=\{\s*\"name\")", None, function=PARAMETERS),
+        ("<function=", "</function>"),  # Functionary 3.1
+        _calls(r"\s*<function=(?P<name>[^>\s]+)>", "</function>", function=NAMED),
     ),
     Calls(
-        ('"parameters":', "<|start_header_id|>"),
-        _calls(r"\A\s*(?:<\|python_tag\|>\s*)?(?=\{\s*\"name\")", None, function=PARAMETERS),
+        ("<|action_start|>",),  # InternLM2
+        _calls(r"\s*<\|action_start\|>\s*<\|plugin\|>\s*", r"\s*<\|action_end\|>", function=PARAMETERS),
     ),
+    Calls(("<|python_tag|>",), JSON_ANSWER),  # Llama 3.1 and 3.2
+    Calls(('"parameters":', "<|start_header_id|>"), JSON_ANSWER),
+    Calls(('"parameters":', "<|header_start|>"), JSON_ANSWER),  # Llama 4
 )
 
 CHANNELS = {
@@ -292,7 +301,8 @@ class Format:
         """Return the response template that leaves calls of tools as text."""
         if self.response_template is None:
             return None
-        fields = {name: field for name, field in self.response_template["fields"].items() if name not in (CALLS, AFTER_CALLS)}
+        parts = self.response_template["fields"].items()
+        fields = {name: field for name, field in parts if name not in (CALLS, AFTER_CALLS)}
         return {**self.response_template, "fields": fields} if fields else None
 
 

@@ -67,7 +67,8 @@ def _check(message: Mapping[str, Any]) -> None:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise TypeError(f"message={dict(message)!r:.80} has role={role!r:.40}; name a role such as 'user' or 'tool'.")
-    if content is not None and not isinstance(content, (str, list)):
+    may_be_none = role == "assistant" and message.get("tool_calls")
+    if not isinstance(content, (str, list)) and not (content is None and may_be_none):
         raise TypeError(
             f"message={dict(message)!r:.80} has content={content!r:.40}, which is no text; pass a str, or JSON text."
         )

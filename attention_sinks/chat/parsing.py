@@ -114,6 +114,8 @@ class AnswerParser:
         pieces = []
         for event in events:
             field, text = event.get("field"), event.get("text")
+            if event["type"] == "region_open" and field in THOUGHT_FIELDS and self._given[True]:
+                pieces.append(self._piece("\n", True))  # gpt-oss may think several times
             if event["type"] != "region_chunk" or not text or event.get("dirty"):
                 continue
             if field in THOUGHT_FIELDS or field == TEXT:
@@ -165,7 +167,10 @@ def _opened_thought(prompt: str, form: Format) -> str:
 
 
 def _calls_of(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the calls of tools in a parsed message; ValueError unless each names a function and its arguments."""
+    """Return the calls of tools in a parsed message; ValueError unless each names a function and its arguments.
+
+    Each has an identifier, of the length that templates of Mistral ask for where the model gave none.
+    """
     found = message.get(CALLS) or []
     calls: list[dict[str, Any]] = found if isinstance(found, list) else [found]
     for call in calls:
@@ -174,7 +179,7 @@ def _calls_of(message: dict[str, Any]) -> list[dict[str, Any]]:
             raise ValueError(f"no call of a function: {call!r:.80}")
         if not isinstance(function.get("arguments"), (dict, str)):
             raise ValueError(f"a call without arguments: {call!r:.80}")
-    return [{name: value for name, value in call.items() if name != "id" or value} for call in calls]
+    return [{**call, "id": call.get("id") or f"call{index:05d}"} for index, call in enumerate(calls)]
 
 
 def _common(text: str, given: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers.utils import get_json_schema, logging
 
 from .encoding import TemplateEncoder
+from .formats import format_of
 from .messages import Message, turns_of
 
 logger = logging.get_logger(__name__)
@@ -123,6 +124,7 @@ class ChatTemplate:
             )
         self.source: str = self._source()
         self.encoder = TemplateEncoder(tokenizer, self.source)
+        self.format = format_of(tokenizer, self.source, with_tools=self.tools is not None)
         self._warned: set[str] = set()
         self._parts = False  # whether the template wants the content of messages as a list of parts
         self.check_options(self.options)
@@ -133,7 +135,7 @@ class ChatTemplate:
     def first_turn(self, message: Any, options: dict[str, Any] | None = None) -> Prompt:
         """Return what begins a conversation with the messages of a turn and opens its answer."""
         messages, marks = self.encoder.marked(_of_one(message))
-        whole, closed = (self._render(messages, opens, options) for opens in (True, False))
+        whole, closed = (self._render(messages, opens, options, marks) for opens in (True, False))
         return self._prompt(whole, 0, closed, marks)
 
     def next_turn(self, message: Any, said: Said | None = None, options: dict[str, Any] | None = None) -> Prompt:
@@ -141,8 +143,9 @@ class ChatTemplate:
         messages, marks = self.encoder.marked(_of_one(message))
         said = said or Said()
         before = self._before(messages, said)
-        whole, closed = (self._render([*before.messages, *messages], opens, options) for opens in (True, False))
-        start = before.end_in(whole, said)
+        history = [*before.messages, *messages]
+        whole, closed = (self._render(history, opens, options, marks) for opens in (True, False))
+        start = before.end_in(whole)
         start += _overlap(whole[start:], said, self.encoder.control_tokens)
         return self._prompt(whole, start, closed, marks)
 
@@ -179,15 +182,30 @@ class ChatTemplate:
         messages, marks = self.encoder.marked(exchange)
         past = [] if first else [*_user(QUESTION), _answer(ANSWER)]
         asked = list(takewhile(lambda message: message["role"] != "assistant", messages))
-        before = self._render([*past, *asked], False, options)
-        whole = self._render([*past, *messages, *_user(QUESTION)], True, options)
+        before = self._render([*past, *asked], False, options, marks)
+        whole = self._render_history([*past, *messages, *_user(QUESTION)], options, marks)
         after = self._suffix(_user(QUESTION), _user(QUESTION), options)
-        if not (whole.startswith(before) and whole.endswith(after)):
+        answers = [_text_of(message).strip() for message in messages if message["role"] == "assistant"]
+        if not (whole.startswith(before) and whole.endswith(after) and all(answer in whole for answer in answers)):
             raise ValueError(
-                f"the chat template of {_name(self.tokenizer)} writes a message otherwise once it is answered, so the "
-                "stream cannot be taken back to it; pass thoughts='keep'."
+                f"the chat template of {_name(self.tokenizer)} writes these messages otherwise once they are history, "
+                "so the stream cannot be taken back to them; pass thoughts='keep'."
             )
         return self.encoder.after(whole.removesuffix(after), len(before), marks)
+
+    def _render_history(self, messages: list[Message], options: dict[str, Any] | None, marks: str) -> str:
+        """Render messages and the opening of an answer; of which templates refuse empty answers, those are cut out."""
+        try:
+            return self._render(messages, True, options, marks)
+        except ValueError:
+            words = _unused(messages)
+            filled = [
+                {**message, "content": words} if message["role"] == "assistant" and not _text_of(message) else message
+                for message in messages
+            ]
+            if filled == messages:
+                raise
+            return self._render(filled, True, options, marks).replace(words, "")
 
     def _prompt(self, whole: str, start: int, closed: str, marks: str) -> Prompt:
         ids, text = self.encoder.after(whole, start, marks), whole[start:]
@@ -203,8 +221,7 @@ class ChatTemplate:
         """Return the history that stands in for the real one before the messages of a turn."""
         words = _unused([*messages, self.system, self.tools, list(said.tool_calls)])
         if messages[0]["role"] in TOOL_ROLES and said.tool_calls:
-            number = messages[0].get("tool_call_id", CALL_ID)
-            return self._before_results(words, [{"id": number, **call} for call in said.tool_calls])
+            return self._before_results(words, list(said.tool_calls))
         return _Before([*_user(QUESTION), _answer(words)], words)
 
     def _before_results(self, words: str, calls: list[dict[str, Any]]) -> _Before:
@@ -222,17 +239,30 @@ class ChatTemplate:
                 reason = error
                 continue
             if words in ended:
-                return _Before(history, words, ended.rpartition(words)[2], self._ends())
+                return self._after_calls(history, words, ended.rpartition(words)[2])
             reason = ValueError(
                 f"message has the result of a tool, but the chat template of {_name(self.tokenizer)} writes no calls "
                 "of tools; send the result as a user's message."
             )
         raise reason
 
-    def _ends(self) -> list[str]:
-        """Return what may end an answer: what closes a plain one, and the tokenizer's control tokens."""
+    def _after_calls(self, history: list[Message], words: str, rest: str) -> _Before:
+        """Return a history whose answer ends in a call; `rest` is what the template writes after `words` in it.
+
+        The answer ends with what closes any answer, or with a control token that is no part of a call.
+        """
+        controls = self.encoder.control_tokens
+        begin = max(
+            (rest.rfind(token) + len(token) for token in controls if self._is_of_a_call(token, rest)), default=0
+        )
         plain = self._render([*_user(QUESTION), _answer(ANSWER)], False).rpartition(ANSWER)[2]
-        return [end for end in (plain, *self.encoder.control_tokens) if end.strip()]
+        places = [rest.find(end, begin) for end in (plain, *controls) if end.strip() and end in rest[begin:]]
+        if not places and not begin:
+            raise ValueError(
+                "message has the result of a tool, and where the call of the tool ends cannot be told from the chat "
+                f"template of {_name(self.tokenizer)}; send the result as a user's message."
+            )
+        return _Before(history, words, rest[: min(places, default=begin)])
 
     def _suffix(
         self, messages: list[Message], history: list[Message], options: dict[str, Any] | None = None, **keys: Any
@@ -318,6 +348,17 @@ class ChatTemplate:
                 "the system prompt, or pass chat_template, a Jinja template that writes them."
             )
 
+    @staticmethod
+    def with_call_ids(messages: list[Message], said: Said) -> list[Message]:
+        """Return the messages, with the identifiers of the calls of which they have the results, in their order."""
+        numbers = iter([call["id"] for call in said.tool_calls if "id" in call])
+        return [
+            {"tool_call_id": number, **message}
+            if message["role"] in TOOL_ROLES and (number := next(numbers, None)) is not None
+            else message
+            for message in messages
+        ]
+
     def check_roles(self, messages: list[Message], said: Said | None = None) -> None:
         """Raise ValueError when the template writes nothing for the role of a message.
 
@@ -381,7 +422,9 @@ class ChatTemplate:
             ) from error
         return source
 
-    def _render(self, messages: list[Message], opens: bool = True, options: dict[str, Any] | None = None) -> str:
+    def _render(
+        self, messages: list[Message], opens: bool = True, options: dict[str, Any] | None = None, marks: str = ""
+    ) -> str:
         """Render `messages` after the system prompt, and the opening of the next answer if it `opens` one."""
         first = [{"role": "system", "content": self.system}] if self.system is not None else []
         rendered: str
@@ -401,40 +444,35 @@ class ChatTemplate:
                 + f" ({error!r:.200}); pass another chat_template"
                 + (", or leave system out." if self.system is not None else ".")
             ) from error
-        return rendered
+        return self.encoder.with_marks(rendered, marks)
 
     def _as_wanted(self, message: Message) -> Message:
+        """Return the message with its content as the template takes it: as text, or as a list of parts."""
         content = message.get("content")
         if self._parts and isinstance(content, str):
             return {**message, "content": [{"type": "text", "text": content}]}
+        if not self._parts and isinstance(content, list):
+            return {**message, "content": _text_of(message)}
         return message
 
 
 @dataclass(frozen=True)
 class _Before:
-    """A history that stands in for the real one: `words` are the last that its answer says.
-
-    An answer with calls of tools goes on after them, with what closes the calls: `rest` is what the template writes
-    after `words` when nothing follows, and one of `ends` ends the answer in it.
-    """
+    """A history that stands in for the real one: `words` are the last that its answer says, but for `rest`."""
 
     messages: list[Message]
     words: str
-    rest: str | None = None
-    ends: Sequence[str] = ()
+    rest: str = ""
 
-    def end_in(self, whole: str, said: Said) -> int:
+    def end_in(self, whole: str) -> int:
         """Return where in `whole`, what the template has rendered, the answer ends."""
         start = whole.rindex(self.words) + len(self.words)
-        if self.rest is None:
-            return start
-        found = [place for end in self.ends if (place := self.rest.find(end)) >= 0]
-        if not found or not whole[start:].startswith(self.rest[: min(found)]):
+        if not whole.startswith(self.rest, start):
             raise ValueError(
-                "message has the result of a tool, and where the call of the tool ends cannot be told from the chat "
-                "template; send the result as a user's message."
+                "message has the result of a tool, and the chat template writes the call otherwise once the result is "
+                "there; send the result as a user's message."
             )
-        return start + min(found)
+        return start + len(self.rest)
 
 
 def _overlap(rest: str, said: Said, control_tokens: dict[str, bool]) -> int:
@@ -479,6 +517,12 @@ def _with_json(call: dict[str, Any]) -> dict[str, Any]:
 
 def _of_one(message: Any) -> list[Message]:
     return turns_of(message)[0]
+
+
+def _text_of(message: Message) -> str:
+    """Return the content of a message as one text."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _user(text: str) -> list[Message]:

@@ -9,6 +9,9 @@ from typing import Any
 WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """Prefixes of the Unicode names of letters in scripts without spaces between words, where each letter is a piece."""
 
+LONGEST, KEPT = 64, 16
+"""Of so many tokens without a new line, so many are kept: to decode them all with each token would take ever longer."""
+
 
 class AnswerText:
     """Take tokens one by one and return text as soon as no later token can change it.
@@ -26,9 +29,10 @@ class AnswerText:
 
     def __init__(self, tokenizer: Any, shows: Callable[[str], bool] | None = None) -> None:
         self.tokenizer = tokenizer
-        special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-        self._hidden = None if shows is None else {number for number, token in special if not shows(token)}
-        self._tokens: list[int] = []  # of the current line, after the last token of the line before it
+        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        special |= {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._hidden = None if shows is None else {number for number, token in special.items() if not shows(token)}
+        self._tokens: list[int] = []  # of the current line, or its last ones, and the last one of the line before it
         self._returned = 0  # how many characters of their text have been returned
 
     def add(self, token: int | None, ended: bool) -> str:
@@ -37,15 +41,22 @@ class AnswerText:
             self._tokens.append(token)
         text = self._decode()
         ready = len(text) if ended else _length_of_whole_words(text)
+        tail = self._decode(KEPT) if len(self._tokens) > LONGEST else text
+        if not text.endswith(tail) or tail.startswith("\ufffd"):  # a letter has been cut
+            tail = text
+        ready = max(ready, len(text) - len(tail))
         piece = text[self._returned : ready]
         self._returned = max(self._returned, ready)
+        if tail is not text:
+            self._tokens = self._tokens[-KEPT:]
+            self._returned = max(self._returned - len(text) + len(tail), 0)
         if text.endswith("\n"):  # one token of this line stays, because it preserves the first space of the next one
             self._tokens = self._tokens[-1:]
             self._returned = len(self._decode())
         return piece
 
-    def _decode(self) -> str:
-        text: str = self.tokenizer.decode(self._tokens, skip_special_tokens=self._hidden is None)
+    def _decode(self, last: int = 0) -> str:
+        text: str = self.tokenizer.decode(self._tokens[-last:], skip_special_tokens=self._hidden is None)
         return text
 
 
