@@ -292,7 +292,9 @@ class Format:
         """Return the response template that leaves calls of tools as text."""
         if self.response_template is None:
             return None
-        fields = {name: field for name, field in self.response_template["fields"].items() if name not in (CALLS, AFTER_CALLS)}
+        fields = {
+            name: field for name, field in self.response_template["fields"].items() if name not in (CALLS, AFTER_CALLS)
+        }
         return {**self.response_template, "fields": fields} if fields else None
 
 
