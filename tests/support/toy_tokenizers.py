@@ -80,7 +80,7 @@ def byte_tokenizer(template=CHATML):
     return fast
 
 
-def merging_tokenizer(corpus, vocab_size=600, **special):
+def merging_tokenizer(corpus, vocab_size=700, **special):
     """A byte-level BPE as large models have it, trained on the texts of `corpus`; no chat template."""
     tokenizer = Tokenizer.from_str(_trained(tuple(corpus), vocab_size))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
