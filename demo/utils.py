@@ -10,6 +10,7 @@ import transformers
 from transformers import StoppingCriteria, TextStreamer, set_seed
 
 from fetch_model import DEFAULT_OUTPUT_DIR
+from terminal import show as show_in_terminal
 
 EXPERIMENTS = ("attention_sinks", "transformers", "windowed")
 
@@ -117,10 +118,10 @@ class FileStreamer(TextStreamer):
         log_file.parent.mkdir(parents=True, exist_ok=True)
         self.file = log_file.open("a", encoding="utf-8")
 
-    def write(self, text, show=True):
-        """Write `text` to the log and, if `show`, to the terminal."""
+    def write(self, text, show=True, dim=False):
+        """Write `text` to the log and, if `show`, to the terminal, there perhaps dimmed."""
         if show:
-            print(text, end="", flush=True)
+            show_in_terminal(text, dim)
         self.file.write(text)
         self.file.flush()
 
@@ -179,11 +180,13 @@ def cache_size(cache):
     return cache.get_seq_length(), sum(tensor.nbytes for tensor in tensors)
 
 
-def write_summary(streamer, cache, tokens_written, seconds, turns=None):
+def write_summary(streamer, cache, tokens_written, seconds, turns=None, turns_in_window=None):
     """Show what was streamed and what that cost; returns the figures."""
     streamed = cache.get_seq_length()
     cached, nbytes = cache_size(cache)
     rows = [("turns", f"{turns:,}")] if turns is not None else []
+    if turns_in_window is not None:
+        rows.append(("turns in the window", _numbers(turns_in_window)))
     rows += [
         ("tokens streamed", f"{streamed:,} ({streamed / cached:.1f} x what is in the cache)"),
         ("tokens in the cache", f"{cached:,}"),
@@ -194,3 +197,10 @@ def write_summary(streamer, cache, tokens_written, seconds, turns=None):
     streamer.write("\n" + "".join(f"{name:<22}{value}\n" for name, value in rows))
     figures = {"tokens_streamed": streamed, "tokens_cached": cached, "cache_bytes": nbytes}
     return {"turns": turns, **figures, "tokens_written": tokens_written, "seconds": round(seconds, 1)}
+
+
+def _numbers(turns):
+    """Say which turns these are, without a number for each of many."""
+    if len(turns) > 1 and turns[-1] - turns[0] == len(turns) - 1:
+        return f"{len(turns):,} (turns {turns[0]:,} to {turns[-1]:,})"
+    return f"{len(turns):,}" + (f" (turn {', '.join(map(str, turns))})" if turns else "")

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from support.helpers import tiny_llama
 from support.paths import ROOT
+from support.scripted import save_scripted_model
 from support.toy_tokenizers import save_chat_model, word_tokenizer
 
 DEMO = ROOT / "demo"
@@ -86,6 +87,121 @@ def test_prompts_typed_in_the_terminal(folder, tmp_path):
     printed = run("streaming.py", *options, "--window_size", 16, "--max_new_tokens", 5, typed="w1 w2\n\nw3\nexit\nw4\n")
     assert printed.count("Assistant: ") == 2 and "turns                 2" in printed
     assert (tmp_path / "log.txt").read_text(encoding="utf-8").count("User: w") == 2
+
+
+ASKED = "<start> user w1 w2 <end> <start> assistant"
+CALL = '<tool_call> {"name": "calculate", "arguments": {"expression": "2+3"}} </tool_call>'
+
+
+@pytest.fixture
+def chat_in(tmp_path, monkeypatch, capsys):
+    """Run the chat demo in this process, on a model in a folder, with what is typed."""
+    monkeypatch.syspath_prepend(DEMO)
+    monkeypatch.chdir(tmp_path)
+    import streaming
+
+    def chat(folder, *options, typed="w1 w2", refused=False):
+        logs = ("--log_file", "log.txt", "--json_log", "log.jsonl", "--device", "cpu")
+        common = ("--interactive", "--model_name_or_path", folder, "--max_new_tokens", 20)
+        monkeypatch.setattr(sys, "argv", ["streaming.py", *map(str, (*common, *logs, *options))])
+        lines = iter([typed, "exit"])
+        monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+        if refused:
+            with pytest.raises(SystemExit) as error:
+                streaming.main()
+            assert "\n" not in str(error.value)
+            return str(error.value)
+        streaming.main()
+        return capsys.readouterr().out
+
+    return chat
+
+
+def entries(tmp_path):
+    return list(map(json.loads, (tmp_path / "log.jsonl").read_text("utf-8").splitlines()))
+
+
+def test_thoughts_are_marked_in_plain_output(chat_in, tmp_path):
+    folder = save_scripted_model(tmp_path / "tiny", {ASKED: "<think> w3 w4 </think> w5 w6"})
+    printed = chat_in(folder)
+    assert "Assistant: (thinks: w3 w4)\nw5 w6" in printed and "\x1b" not in printed
+    assert {"prompt": "w1 w2", "answer": "w5 w6", "thoughts": "w3 w4"} in entries(tmp_path)
+
+
+@pytest.mark.parametrize(("thoughts", "remembers"), [("keep", True), ("forget", False)])
+def test_thoughts_are_kept_or_forgotten(chat_in, tmp_path, thoughts, remembers):
+    folder = save_scripted_model(tmp_path / "tiny", {ASKED: "<think> w3 w4 </think> w5 w6"})
+    chat_in(folder, "--thoughts", thoughts)
+    assert (entries(tmp_path)[-1]["tokens_streamed"] > 10) == remembers
+
+
+def test_tools_are_called_and_their_results_sent(chat_in, tmp_path):
+    answers = {ASKED: CALL, "<start> tool 5 <end> <start> assistant": "w7 5"}
+    printed = chat_in(save_scripted_model(tmp_path / "tiny", answers), "--tools")
+    assert '(calls calculate {"expression": "2+3"}: 5)\n' in printed and "Assistant: w7 5\n" in printed
+    turn = entries(tmp_path)[1]
+    assert turn["answer"] == "w7 5"
+    assert turn["tool_calls"] == [{"name": "calculate", "arguments": {"expression": "2+3"}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "content"),
+    [
+        ("calculate", {"expression": "-3 * (4 + 5) / 2"}, "-13.5"),
+        ("calculate", '{"expression": "7 // 2 % 2"}', "1"),
+        ("calculate", {"expression": "__import__('os').getcwd()"}, "no arithmetic"),
+        ("calculate", {"expression": "9**9**9"}, "no arithmetic"),
+        ("calculate", {"expression": "1 / 0"}, "error: division by zero"),
+        ("calculate", {}, "error: "),
+        ("current_time", {"timezone": "UTC"}, "UTC"),
+        ("current_time", {"timezone": "nowhere"}, "error: "),
+        ("remove_files", {}, "there is no tool 'remove_files'"),
+    ],
+)
+def test_a_tool_gives_a_result_or_an_error_that_the_model_can_read(monkeypatch, name, arguments, content):
+    monkeypatch.syspath_prepend(DEMO)
+    import tools
+
+    message = tools.result_of({"id": "7", "function": {"name": name, "arguments": arguments}})
+    assert content in message.pop("content")
+    assert message == {"role": "tool", "name": name, "tool_call_id": "7"}
+
+
+def test_a_chat_is_saved_and_goes_on(chat_in, folder, tmp_path):
+    options = ("--autosave", "chat", "--system", "w8 w9", "--window_size", 20)
+    chat_in(folder, *options)
+    length = entries(tmp_path)[-1]["tokens_streamed"]
+    printed = chat_in(folder, *options, typed="w3")
+    assert f"goes on with chat, {length} tokens long" in printed
+    assert entries(tmp_path)[-1]["tokens_streamed"] > length
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--system", "w1"), ("--window_size", 30), ("--thoughts", "forget"), ("--tools", None)]
+)
+def test_a_saved_chat_keeps_what_it_was_begun_with(chat_in, folder, tmp_path, option, value):
+    saved = ("--autosave", "chat", "--system", "w8 w9")
+    chat_in(folder, *saved, "--window_size", 20)
+    other = [*saved, "--window_size", 20, option, *([] if value is None else [value])]
+    message = chat_in(folder, *other, refused=True)
+    assert option in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--chat_template_kwargs", "{enable_thinking: false}"),
+        ("--chat_template_kwargs", "[1]"),
+        ("--chat_template_kwargs", '{"messages": []}'),
+        ("--tools",),  # the template ignores them
+        ("--autosave", "nowhere/chat"),
+        ("--autosave", "chat", "--experiment", "transformers"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(chat_in, folder, tmp_path, options):
+    message = chat_in(folder, *options, refused=True)
+    assert options[0].strip("-") in message
+    assert not (tmp_path / "log.txt").exists()
 
 
 def test_a_model_without_chat_template_is_pointed_to_the_other_demo(folder):

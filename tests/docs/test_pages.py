@@ -10,8 +10,9 @@ import torch
 import attention_sinks
 from support.gguf_files import write_gguf
 from support.helpers import tiny_llama
-from support.pages import PAGES, README, blocks, page_text, python_blocks, save_tiny_checkpoint
+from support.pages import CHAT, PAGES, README, blocks, page_text, python_blocks, run_block, save_tiny_checkpoint
 from support.paths import ROOT
+from support.scripted import save_scripted_model
 from support.toy_tokenizers import byte_tokenizer
 
 WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
@@ -41,6 +42,18 @@ def test_every_python_block_runs(page, checkpoint, tmp_path, monkeypatch, capsys
     with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):
         for block in python_blocks(page):
             block.run(checkpoint, names)
+
+
+def test_the_tools_of_the_guide_are_called(tmp_path):
+    call = '<tool_call> {"name": "current_time", "arguments": {"timezone": "Europe/Paris"}} </tool_call>'
+    answers = {"in Paris? <end> <start> assistant ": call}
+    folder = save_scripted_model(tmp_path / "tiny", answers, by_bytes=True)
+    model = attention_sinks.AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.max_new_tokens = len(call) + 10
+    tokenizer = attention_sinks.AutoTokenizer.from_pretrained(folder)
+    names = {"model": model, "tokenizer": tokenizer, "StreamingChat": attention_sinks.StreamingChat}
+    (result,) = run_block("tools=", "unused", CHAT, **names)["results"]
+    assert result["name"] == "current_time" and re.fullmatch(r"\d\d:\d\d", result["content"])
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from support.helpers import tiny_llama
 from support.paths import ROOT
+from support.scripted import WITH_TOOLS
 from support.toy_tokenizers import byte_tokenizer
 
 README, CHAT, SAVING, STREAMS, COMPILING = (
@@ -17,7 +18,7 @@ PAGES = [
     for path in (ROOT / README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 ]
 
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen3-0.6B")
 SUBSTITUTES = {"100_000": "40"}
 """What a page says -> what a test can wait for."""
 
@@ -35,8 +36,8 @@ class Block:
 
     def run(self, folder, names):
         """Run the code with the model in `folder`, among `names`; errors point to the line of the page."""
-        code = self.code.replace(MODEL, Path(folder).as_posix())
-        for said, meant in SUBSTITUTES.items():
+        code = self.code
+        for said, meant in (SUBSTITUTES | dict.fromkeys(MODELS, Path(folder).as_posix())).items():
             code = code.replace(said, meant)
         exec(compile("\n" * (self.line - 1) + code, str(ROOT / self.page), "exec"), names)
 
@@ -72,7 +73,7 @@ def run_block(part, folder, page=README, **names):
 
 def save_tiny_checkpoint(folder):
     """A model that takes any text and answers in five tokens, with its tokenizer."""
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(WITH_TOOLS)
     model = tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=2048)
     model.generation_config.max_new_tokens = 5
     model.save_pretrained(folder)
