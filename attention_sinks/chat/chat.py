@@ -101,6 +101,8 @@ class StreamingChat:
         When `system` is no text, `tools` no list, or `chat_template_kwargs` no dict of keywords.
     OSError
         When there is no folder for `autosave`, or it cannot be written.
+    NotImplementedError
+        When there is `autosave`, but no file can hold the chat's cache.
 
     Examples
     --------
@@ -135,13 +137,15 @@ class StreamingChat:
             )
         if thoughts not in get_args(Thoughts):
             raise ValueError(f"thoughts={thoughts!r} must be 'keep' or 'forget'.")
-        _check_callable("on_evict", on_evict)
+        _check_callable("on_evict", on_evict, "turn and tokens, and conversation= where there are several")
         self.template = ChatTemplate(tokenizer, system, chat_template, tools, chat_template_kwargs)
         self.format = self.template.format
         self.thoughts, self.on_evict, self.keep_transcript = thoughts, on_evict, keep_transcript
         self.autosave = None if autosave is None else _writable(autosave)
         self.generation_config: GenerationConfig = copy.deepcopy(generation_config or self.model.generation_config)
         cache = self.make_cache(len(self.template.prefix()) if pin_system_prompt else 0)
+        if autosave is not None:
+            self._check_can_save(cache, "autosave")
         self._warn_of_ends()
         self._stream = ChatStream(self.model, cache, compiles=compile and self._can_compile(cache))
         self._turn: Callable[[], Any] = lambda: None  # a weak reference to the answer that is being made
@@ -225,7 +229,7 @@ class StreamingChat:
             When another thread is making an answer of this chat. After any error before the message is read to its end,
             the chat is as it was.
         """
-        _check_callable("on_progress", on_progress)
+        _check_callable("on_progress", on_progress, "two numbers")
         options = dict(chat_template_kwargs) if isinstance(chat_template_kwargs, dict) else chat_template_kwargs
         turns = self._checked(message, options)
         self.stop()
@@ -265,8 +269,8 @@ class StreamingChat:
         if turn is not None and not turn.gi_running:
             was_made = any(voice.answer.finish_reason is None for voice in self._voices)
             turn.close()
-            if was_made and self.autosave is not None and self._stream.rows is not None:
-                self._save(self.autosave)
+            if was_made and self._stream.rows is not None:
+                self._autosave()
 
     def reset(self) -> None:
         """Forget the conversations. The next message begins new ones, of any number."""
@@ -334,10 +338,15 @@ class StreamingChat:
         NotImplementedError
             When the chat's cache is not an `AttentionSinkKVCache`.
         """
-        if not isinstance(self._stream.cache, AttentionSinkKVCache):
-            raise NotImplementedError(f"a chat in a {type(self.cache).__name__} cannot be saved; use a StreamingChat.")
+        self._check_can_save(self._stream.cache, "save")
         self._check_idle("save")
         self._save(path)
+
+    def _check_can_save(self, cache: Any, action: str) -> None:
+        """Raise NotImplementedError when no file can hold such a cache."""
+        if not isinstance(cache, AttentionSinkKVCache):
+            raise NotImplementedError(f"a chat in a {type(cache).__name__} cannot be saved; use a StreamingChat.")
+        cache.stack.check_has_no_states(action)
 
     def _save(self, path: str | os.PathLike[str]) -> None:
         stream = copy.copy(self._stream)
@@ -522,9 +531,22 @@ class StreamingChat:
         """Do what follows a turn: forget thoughts, tell what was evicted, save."""
         if not any(row.tool_calls for row in self._stream.rows or ()):  # else the exchange goes on
             self._forget()
-        self._report_evicted()
-        if self.autosave is not None:
+        try:
+            self._report_evicted()
+        finally:
+            self._autosave()
+
+    def _autosave(self) -> None:
+        """Save the chat where it saves itself; an error says that the turn is complete all the same."""
+        if self.autosave is None:
+            return
+        try:
             self._save(self.autosave)
+        except OSError as error:
+            raise OSError(
+                f"autosave={self.autosave!r} could not be written ({error}). The turn is complete; make room or the "
+                "folder again, and the next turn saves it."
+            ) from error
 
     # ---- what a turn feeds
 
@@ -681,9 +703,9 @@ def _keeps_states(cache: Any) -> bool:
     return isinstance(cache, AttentionSinkKVCache) and cache.stack.keeps_states
 
 
-def _check_callable(name: str, function: Any) -> None:
+def _check_callable(name: str, function: Any, arguments: str) -> None:
     if function is not None and not callable(function):
-        raise TypeError(f"{name}={function!r:.80} cannot be called; pass a function of two arguments.")
+        raise TypeError(f"{name}={function!r:.80} cannot be called; pass a function of {arguments}.")
 
 
 def _writable(path: str | os.PathLike[str]) -> str:

@@ -220,8 +220,12 @@ class ChatTemplate:
     def _before(self, messages: list[Message], said: Said) -> _Before:
         """Return the history that stands in for the real one before the messages of a turn."""
         words = _unused([*messages, self.system, self.tools, list(said.tool_calls)])
-        if messages[0]["role"] in TOOL_ROLES and said.tool_calls:
-            return self._before_results(words, list(said.tool_calls))
+        if said.tool_calls:
+            try:
+                return self._before_results(words, list(said.tool_calls))
+            except ValueError:
+                if messages[0]["role"] in TOOL_ROLES:
+                    raise
         return _Before([*_user(QUESTION), _answer(words)], words)
 
     def _before_results(self, words: str, calls: list[dict[str, Any]]) -> _Before:
@@ -252,9 +256,8 @@ class ChatTemplate:
         The answer ends with what closes any answer, or with a control token that is no part of a call.
         """
         controls = self.encoder.control_tokens
-        begin = max(
-            (rest.rfind(token) + len(token) for token in controls if self._is_of_a_call(token, rest)), default=0
-        )
+        inside = [token for token in controls if token in rest and self.format.mentions(token)]
+        begin = max((rest.rfind(token) + len(token) for token in inside), default=0)
         plain = self._render([*_user(QUESTION), _answer(ANSWER)], False).rpartition(ANSWER)[2]
         places = [rest.find(end, begin) for end in (plain, *controls) if end.strip() and end in rest[begin:]]
         if not places and not begin:
@@ -314,11 +317,13 @@ class ChatTemplate:
                 f"the chat template of {_name(self.tokenizer)} does not write a message as it is (it writes "
                 f"{short!r:.200}); pass chat_template, a Jinja template that does."
             )
-        if self.system and self.system in short:
-            self._warn(
-                f"the chat template of {_name(self.tokenizer)} repeats the system prompt with every turn, which takes "
-                "its place in the window each time; pass chat_template, a Jinja template that writes it once."
-            )
+        tools = [json.dumps(tool.get("function", tool).get("name")) for tool in self.tools or ()]
+        for what, texts in (("system prompt", [self.system] if self.system else []), ("tools", tools)):
+            if any(text in short for text in texts):
+                self._warn(
+                    f"the chat template of {_name(self.tokenizer)} repeats the {what} with every turn, which takes "
+                    "room in the window each time; pass chat_template, a Jinja template that writes it once."
+                )
 
     def _use_of_a_tool(self) -> list[Message]:
         """Return an answer that calls the first tool, and the result, as the template takes them."""
