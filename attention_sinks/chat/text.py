@@ -30,7 +30,8 @@ class AnswerText:
     def __init__(self, tokenizer: Any, shows: Callable[[str], bool] | None = None) -> None:
         self.tokenizer = tokenizer
         special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        special |= {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        added = getattr(tokenizer, "added_tokens_decoder", {})  # has those that the tokenizer has no name for
+        special |= {number: token.content for number, token in added.items() if token.special}
         self._hidden = None if shows is None else {number for number, token in special.items() if not shows(token)}
         self._tokens: list[int] = []  # of the current line, or its last ones, and the last one of the line before it
         self._returned = 0  # how many characters of their text have been returned

@@ -217,6 +217,12 @@ def template_of(family, **options):
     return ChatTemplate(family.tokenizer(), SYSTEM if family.system else None, **options)
 
 
+@pytest.mark.parametrize("tools", [False, True])
+def test_a_special_token_that_a_model_says_is_no_text(tools):
+    told = ToldChat(BY_NAME["chatml"], tools=tools)
+    assert told.ask("Hello!", Said("Hello<|im_start|> there!")).text == "Hello there!"
+
+
 # ---- tools
 
 
