@@ -79,7 +79,7 @@ class AttentionSinkKVCache(Cache):
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
         self._model = weakref.ref(setup.model)
         layers = cache_layers(setup, table, self.streams)
-        self.stack = LayerStack(layers, self.streams, table.groups)
+        self.layer_stack = LayerStack(layers, self.streams, table.groups)
         super().__init__(layers=layers)  # type: ignore[arg-type]  # as above
 
     # ---- what it holds
@@ -97,7 +97,7 @@ class AttentionSinkKVCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors; constant from the first call on, except for the undo log while recording."""
-        return sum(tensor.nbytes for tensor in self.stack.tensors)
+        return sum(tensor.nbytes for tensor in self.layer_stack.tensors)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -111,7 +111,7 @@ class AttentionSinkKVCache(Cache):
     @property
     def is_compileable(self) -> bool:
         """Whether steps can be compiled: `generate` asks, and compiles them on a GPU."""
-        return not self.stack.keeps_states and not self.stack.is_recording
+        return not self.layer_stack.keeps_states and not self.layer_stack.is_recording
 
     @property
     def can_step_in_graph(self) -> bool:
@@ -149,7 +149,7 @@ class AttentionSinkKVCache(Cache):
 
     def reset(self) -> None:
         """Forget all streams; the next call may bring another batch size."""
-        self.stack.reset()
+        self.layer_stack.reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row i becomes what row `beam_idx[i]` was; beams reorder whole streams. `beam_idx` [batch] int64."""
@@ -164,7 +164,7 @@ class AttentionSinkKVCache(Cache):
         """Keep the rows at `indices` [new batch] int64 or bool [batch], in that order."""
         rows = torch.arange(len(self.streams.seen), dtype=torch.long, device=indices.device)
         if len(rows):
-            self.stack.select(rows[indices])
+            self.layer_stack.select(rows[indices])
 
     # ---- taking columns back
 
@@ -173,17 +173,17 @@ class AttentionSinkKVCache(Cache):
 
         What is kept grows by the tokens fed between two crops, to those of 1,024 columns at most.
         """
-        self.stack.check_has_no_states("activate_past_recording()")
-        self.stack.record(True)
+        self.layer_stack.check_has_no_states("activate_past_recording()")
+        self.layer_stack.record(True)
 
     def deactivate_past_recording(self) -> None:
         """Stop what `activate_past_recording` began and let go of what was kept for it."""
-        self.stack.record(False)
+        self.layer_stack.record(False)
 
     @property
     def is_recording(self) -> bool:
         """Whether what leaves the window is kept for `crop`; Transformers may switch that off in the layers."""
-        return self.stack.is_recording
+        return self.layer_stack.is_recording
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last input columns back: the streams are as if they had never been fed.
@@ -208,9 +208,9 @@ class AttentionSinkKVCache(Cache):
             raise ValueError(
                 f"crop({-columns}) is not supported: pass a negative number, crop({columns}) takes {-columns} back."
             )
-        self.stack.check_has_no_states(f"crop({-columns})")
+        self.layer_stack.check_has_no_states(f"crop({-columns})")
         if columns == 0:
-            return self.stack.trim()
+            return self.layer_stack.trim()
         returnable = self.streams.returnable
         if columns > returnable:
             raise ValueError(
@@ -218,7 +218,7 @@ class AttentionSinkKVCache(Cache):
                 "Call activate_past_recording() before feeding what you may want to take back, or make a "
                 "copy.deepcopy(cache) first."
             )
-        self.stack.take_back(columns, self.table().positions)
+        self.layer_stack.take_back(columns, self.table().positions)
 
     # ---- saving
 
@@ -261,8 +261,8 @@ class AttentionSinkKVCache(Cache):
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the cache as tensors by name and plain data, from which `from_snapshot` makes it again."""
         self.streams.settle()
-        self.stack.check_has_no_states("save")
-        return take_snapshot(self.settings, self.stack, self._owner())
+        self.layer_stack.check_has_no_states("save")
+        return take_snapshot(self.settings, self.layer_stack, self._owner())
 
     @classmethod
     def from_snapshot(
@@ -271,7 +271,7 @@ class AttentionSinkKVCache(Cache):
         """Return the cache of which `snapshot` was taken, for `model`; ValueError when it does not fit."""
         saved = fitting_state(tensors, state, model)
         cache = cls(model, *saved.settings[:2])
-        restore_snapshot(cache.stack, cache._owner(), tensors, saved)
+        restore_snapshot(cache.layer_stack, cache._owner(), tensors, saved)
         return cache
 
     # ---- the model it was made for
