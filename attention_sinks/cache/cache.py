@@ -6,6 +6,7 @@ import copy
 import operator
 import os
 import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +22,7 @@ from .files import naming
 from .layer import Layer, refuse_plain_model
 from .layer_stack import LayerStack
 from .layers import cache_layers
+from .rows import Part, check_layers_fit, fill, replace_rows, row_indices
 from .sink_layer import SinkLayer
 from .snapshot import fitting_state, restore_snapshot, take_snapshot
 from .storage import read_file, write_file
@@ -165,6 +167,128 @@ class AttentionSinkKVCache(Cache):
         rows = torch.arange(len(self.streams.seen), dtype=torch.long, device=indices.device)
         if len(rows):
             self.layer_stack.select(rows[indices])
+
+    # ---- rows of several caches
+
+    def take(self, row: int) -> AttentionSinkKVCache:
+        """Return a new cache of one row, a copy of `row`; this cache stays as it is.
+
+        It has the columns of this cache, and records when this one does. A row that has seen no token gives an empty
+        cache.
+
+        Raises
+        ------
+        ValueError
+            When there is no such row.
+        """
+        self.streams.settle()
+        (row,) = row_indices("row", [row], len(self.streams.seen))
+        return self._made_of([(self.layer_stack, [row])] if self.streams.seen[row] else [])
+
+    def put(self, row: int, other: AttentionSinkKVCache) -> None:
+        """Make `row` a copy of the only row of `other`, which stays as it is; buffers are written in place.
+
+        The last columns of both caches become the same columns, and whichever had fewer counts as padded before: the
+        batch is as if it had been padded on the left. An empty cache clears the row.
+
+        Parameters
+        ----------
+        row : int
+            Which row, from 0 on. What it held is forgotten.
+        other : AttentionSinkKVCache
+            A cache of the same model, S, W, dtype and shapes. It may be on another device.
+
+        Raises
+        ------
+        ValueError
+            When there is no such row, or `other` has several rows or does not fit. Nothing has changed then.
+        """
+        self.streams.settle()
+        (row,) = row_indices("row", [row], len(self.streams.seen))
+        self._check_fits(other, "other")
+        if len(other.streams.seen) > 1:
+            raise ValueError(f"other has {len(other.streams.seen)} rows, put takes one; pass other.take(row).")
+        replace_rows(self.layer_stack, [row], other.layer_stack if any(other.streams.seen) else None)
+
+    @classmethod
+    def stack(cls, caches: Sequence[AttentionSinkKVCache]) -> AttentionSinkKVCache:
+        """Return a new cache with copies of the rows of all `caches`, in their order.
+
+        An empty cache gives one row that has seen no token; empty caches alone give an empty cache. Columns count as
+        after `put`. All is on the device of the first cache that is not empty.
+
+        Raises
+        ------
+        ValueError
+            When there are no caches, or they do not fit together as `put` asks.
+        """
+        caches = list(caches)
+        if not caches:
+            raise ValueError("caches=[] gives no rows; pass one cache at least.")
+        for number, cache in enumerate(caches):
+            _check_is_cache(cache, f"caches[{number}]")
+            cache.streams.settle()
+        first = next((cache for cache in caches if any(cache.streams.seen)), None)
+        first = first or next((cache for cache in caches if cache.is_initialized), caches[0])
+        for number, cache in enumerate(caches):
+            first._check_fits(cache, f"caches[{number}]")
+        parts = [(cache.layer_stack, range(max(1, len(cache.streams.seen)))) for cache in caches]
+        return first._made_of(parts if first.is_initialized else [])
+
+    def clear_rows(self, rows: Iterable[int]) -> None:
+        """Forget the streams of these rows, in place: each is a row that has seen no token, whose next ones are sinks.
+
+        In all columns so far it counts as padding. Nothing of it stays in memory. `reset` forgets all rows and columns.
+
+        Raises
+        ------
+        ValueError
+            When there is no such row. Nothing has changed then.
+        """
+        self.streams.settle()
+        if indices := row_indices("rows", rows, len(self.streams.seen)):
+            replace_rows(self.layer_stack, indices, None)
+
+    def _check_fits(self, other: AttentionSinkKVCache, name: str) -> None:
+        """Refuse `other`, called `name`, when its rows cannot be rows of this cache, which has settled."""
+        _check_is_cache(other, name)
+        other.streams.settle()
+        if other is self:
+            return
+        if other._model() is not self._owner():
+            raise ValueError(f"{name} was made for another model than cache; use caches of one model.")
+        if other.settings != self.settings:
+            raise ValueError(
+                f"{name} has {_in_words(other.settings)}, but cache has {_in_words(self.settings)}; use caches of one "
+                "size and prefill mode."
+            )
+        if not any(other.streams.seen):
+            return
+        if other.facts != self.facts:
+            raise ValueError(
+                f"{name} holds keys at other positions than cache, because the model's config or frequencies have been "
+                "changed between them; reset() the older one and feed its text again."
+            )
+        check_layers_fit(self.layer_stack, other.layer_stack, name)
+
+    def _made_of(self, parts: Sequence[Part]) -> AttentionSinkKVCache:
+        """Return a new cache with copies of the rows of `parts`, which fit this cache; without parts, an empty one.
+
+        It records when this one does.
+        """
+        made = type(self)(self._owner(), self.settings.sink_size, self.settings.window_size)
+        layers, own = ([line[:2] for line in cache.facts] for cache in (made, self))
+        if made.settings != self.settings or layers != own:
+            raise ValueError(
+                "cache was made when the config or the prefill of its model was another, so no new cache can hold its "
+                "rows; use copy.deepcopy(cache) instead."
+            )
+        if self.is_recording:
+            made.layer_stack.record(True)
+        if parts:
+            made.facts = self.facts
+            fill(made.layer_stack, parts, self.layer_stack)
+        return made
 
     # ---- taking columns back
 
@@ -321,3 +445,12 @@ class AttentionSinkKVCache(Cache):
             f"{type(self).__name__} cannot be pickled: it belongs to a model. Use cache.save(path) and "
             f"{type(self).__name__}.load(path, model), or copy.deepcopy(cache)."
         )
+
+
+def _check_is_cache(cache: Any, name: str) -> None:
+    if not isinstance(cache, AttentionSinkKVCache):
+        raise TypeError(f"{name} is a {type(cache).__name__}; pass an AttentionSinkKVCache.")
+
+
+def _in_words(settings: SinkSettings) -> str:
+    return f"S={settings.sink_size}, W={settings.window_size}, attention_sink_prefill={settings.prefill!r}"

@@ -109,8 +109,10 @@ def _run_step(inputs: Inputs) -> BaseModelOutputWithPast:
     cache, table, counters = inputs.cache, inputs.table, inputs.counters
     assert cache is not None  # as `is_step` has checked
     if max(counters.seen) - min(counters.origin) >= 2 * (table.room + 1):
-        counters = _rebased(cache, counters, 1, table)
-        cache.layer_stack.commit_rebase(counters)
+        moved = _rebased(cache, counters, 1, table)
+        if moved is not counters:  # rows of different origins may all have room
+            counters = moved
+            cache.layer_stack.commit_rebase(counters)
     active = None if inputs.real is None else inputs.real[:, 0]
     plans = [plan_token(counters, active, reach) for reach in table.distinct_reaches]
     bound = _bound(inputs.setup, cache, table, plans)
