@@ -77,12 +77,16 @@ class AttentionSinkKVCache(Cache):
         self.settings = setup.fit(settings)
         setup.warn_beyond_training(self.settings)
         self._hold, table = setup.hold_table(self.settings), setup.layer_table(self.settings)
+        self._model = weakref.ref(setup.model)
+        self._begin(setup, table)
+
+    def _begin(self, setup: Setup, table: LayerTable) -> None:
+        """Make empty layers for the model of `setup`; `table` says what they see."""
         self.facts = table.facts  # the layers are made for what they see, the keys rotated by the positions
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
-        self._model = weakref.ref(setup.model)
         layers = cache_layers(setup, table, self.streams)
         self.layer_stack = LayerStack(layers, self.streams, table.groups)
-        super().__init__(layers=layers)  # type: ignore[arg-type]  # as above
+        Cache.__init__(self, layers=layers)  # type: ignore[arg-type]  # as above
 
     # ---- what it holds
 
@@ -222,9 +226,8 @@ class AttentionSinkKVCache(Cache):
         ValueError
             When there are no caches, or they do not fit together as `put` asks.
         """
-        caches = list(caches)
-        if not caches:
-            raise ValueError("caches=[] gives no rows; pass one cache at least.")
+        if isinstance(caches, Cache) or not (caches := list(caches)):
+            raise ValueError("caches has no rows to stack; pass a list of one cache at least.")
         for number, cache in enumerate(caches):
             _check_is_cache(cache, f"caches[{number}]")
             cache.streams.settle()
@@ -276,13 +279,15 @@ class AttentionSinkKVCache(Cache):
 
         It records when this one does.
         """
-        made = type(self)(self._owner(), self.settings.sink_size, self.settings.window_size)
-        layers, own = ([line[:2] for line in cache.facts] for cache in (made, self))
-        if made.settings != self.settings or layers != own:
+        setup, table = setup_of(self._owner()), self.table()
+        if [line[:2] for line in table.facts] != [line[:2] for line in self.facts]:
             raise ValueError(
-                "cache was made when the config or the prefill of its model was another, so no new cache can hold its "
-                "rows; use copy.deepcopy(cache) instead."
+                "cache was made when the config of its model was another, so no new cache can hold its rows; use "
+                "copy.deepcopy(cache) instead."
             )
+        made = type(self).__new__(type(self))
+        made.settings, made._hold, made._model = self.settings, self._hold, self._model
+        made._begin(setup, table)
         if self.is_recording:
             made.layer_stack.record(True)
         if parts:

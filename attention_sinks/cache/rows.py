@@ -27,8 +27,8 @@ def row_indices(name: str, rows: Iterable[Any], batch_size: int) -> list[int]:
     ValueError
         When there is no such row.
     """
-    found = []
-    for row in rows:
+    found: list[int] = []
+    for row in _as_list(name, rows):
         if isinstance(row, bool) or (isinstance(row, torch.Tensor) and row.dtype == torch.bool):
             raise TypeError(f"{name} has {row!r}; pass numbers of rows, such as mask.nonzero()[:, 0] of a mask.")
         try:
@@ -38,6 +38,13 @@ def row_indices(name: str, rows: Iterable[Any], batch_size: int) -> list[int]:
         if not 0 <= found[-1] < batch_size:
             raise ValueError(f"{name}: there is no row {found[-1]}; " + _known_rows(batch_size))
     return list(dict.fromkeys(found))
+
+
+def _as_list(name: str, rows: Iterable[Any]) -> list[Any]:
+    try:
+        return list(rows)
+    except TypeError:
+        raise TypeError(f"{name}={rows!r:.80} is no list; pass a list, such as [0, 2].") from None
 
 
 def _known_rows(batch_size: int) -> str:
@@ -53,8 +60,6 @@ def check_layers_fit(own: LayerStack, other: LayerStack, name: str) -> None:
     ------
     ValueError
         When one of them records and the other does not, or their keys, values or states have other dtypes or shapes.
-    NotImplementedError
-        When a state does not have its rows in the first dimension.
     """
     if own.is_recording != other.is_recording:
         records, does_not = ("cache", name) if own.is_recording else (name, "cache")
@@ -62,19 +67,24 @@ def check_layers_fit(own: LayerStack, other: LayerStack, name: str) -> None:
             f"{records} records what leaves its window and {does_not} does not; call activate_past_recording() or "
             "deactivate_past_recording() on one of them first."
         )
-    for index, (layer, other_layer) in enumerate(zip(own.layers, other.layers, strict=True)):
-        for stack, tensors in ((own, layer.tensors), (other, other_layer.tensors)):
-            if any(tensor.shape[:1] != (len(stack.streams.seen),) for tensor in tensors):
-                raise NotImplementedError(
-                    f"rows of layer {index} cannot move: it keeps a state whose first dimension is not that of the "
-                    "rows; use copy.deepcopy(cache) instead."
-                )
-        holds, brings = ([(tensor.dtype, tensor.shape[1:]) for tensor in each.tensors] for each in (layer, other_layer))
+    for index, layers in enumerate(zip(own.layers, other.layers, strict=True)):
+        holds, brings = ([(tensor.dtype, tensor.shape[1:]) for tensor in layer.tensors] for layer in layers)
         if holds != brings:
             raise ValueError(
                 f"layer {index} of {name} holds {_in_words(brings)}, that of cache {_in_words(holds)}; rows are not "
                 "converted, so use caches whose first calls had one dtype (with autocast or without)."
             )
+
+
+def _check_layout(stack: LayerStack) -> None:
+    """Refuse to move rows where a layer keeps something else than rows in the first dimension of a tensor."""
+    for index, layer in enumerate(stack.layers):
+        for tensor in layer.tensors:
+            if tensor.shape[:1] != (len(stack.streams.seen),):
+                raise NotImplementedError(
+                    f"rows cannot move: layer {index} keeps a state of the shape {list(tensor.shape)}, whose first "
+                    f"dimension is not that of {len(stack.streams.seen)} rows; use copy.deepcopy(cache) instead."
+                )
 
 
 def _in_words(kinds: Sequence[tuple[torch.dtype, torch.Size]]) -> str:
@@ -90,6 +100,8 @@ def replace_rows(stack: LayerStack, rows: Sequence[int], source: LayerStack | No
     """Make each of `rows` a copy of the one row of `source`; None: a row that has seen no token. It is one act."""
     now = stack.streams.now()
     assert now is not None  # there are rows to replace
+    for each in (stack,) if source is None else (stack, source):
+        _check_layout(each)
     new = None if source is None else source.streams.now()
     new = without_tokens(1, stack.streams.room) if new is None else new
     size = len(now[0])
@@ -104,6 +116,8 @@ def fill(stack: LayerStack, parts: Sequence[Part], like: LayerStack) -> None:
 
     The rows of a part without tokens are rows that have seen none, whatever it holds.
     """
+    for part, _ in parts:
+        _check_layout(part)
     for layer, other in zip(stack.layers, like.layers, strict=True):
         layer.hold_rows(other, sum(len(rows) for _, rows in parts))
     standings, start = [], 0
