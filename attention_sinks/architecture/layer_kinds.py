@@ -31,6 +31,8 @@ class LayerKind:
         How many convolution and recurrent states Transformers keeps for it.
     indexed : bool, default False
         Whether an indexer selects its keys.
+    no_token : int, default 0
+        What a state of token ids holds before the first token.
     """
 
     attends: bool
@@ -39,6 +41,7 @@ class LayerKind:
     chunk: bool = False
     states: int = 0
     indexed: bool = False
+    no_token: int = 0
 
 
 def layer_kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:

@@ -6,6 +6,7 @@ import copy
 import operator
 import os
 import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +22,7 @@ from .files import naming
 from .layer import Layer, refuse_plain_model
 from .layer_stack import LayerStack
 from .layers import cache_layers
+from .rows import Part, check_layers_fit, fill, replace_rows, row_indices
 from .sink_layer import SinkLayer
 from .snapshot import fitting_state, restore_snapshot, take_snapshot
 from .storage import read_file, write_file
@@ -75,12 +77,16 @@ class AttentionSinkKVCache(Cache):
         self.settings = setup.fit(settings)
         setup.warn_beyond_training(self.settings)
         self._hold, table = setup.hold_table(self.settings), setup.layer_table(self.settings)
+        self._model = weakref.ref(setup.model)
+        self._begin(setup, table)
+
+    def _begin(self, setup: Setup, table: LayerTable) -> None:
+        """Make empty layers for the model of `setup`; `table` says what they see."""
         self.facts = table.facts  # the layers are made for what they see, the keys rotated by the positions
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
-        self._model = weakref.ref(setup.model)
         layers = cache_layers(setup, table, self.streams)
-        self.stack = LayerStack(layers, self.streams, table.groups)
-        super().__init__(layers=layers)  # type: ignore[arg-type]  # as above
+        self.layer_stack = LayerStack(layers, self.streams, table.groups)
+        Cache.__init__(self, layers=layers)  # type: ignore[arg-type]  # as above
 
     # ---- what it holds
 
@@ -97,7 +103,7 @@ class AttentionSinkKVCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors; constant from the first call on, except for the undo log while recording."""
-        return sum(tensor.nbytes for tensor in self.stack.tensors)
+        return sum(tensor.nbytes for tensor in self.layer_stack.tensors)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -111,7 +117,7 @@ class AttentionSinkKVCache(Cache):
     @property
     def is_compileable(self) -> bool:
         """Whether steps can be compiled: `generate` asks, and compiles them on a GPU."""
-        return not self.stack.keeps_states and not self.stack.is_recording
+        return not self.layer_stack.keeps_states and not self.layer_stack.is_recording
 
     @property
     def can_step_in_graph(self) -> bool:
@@ -149,7 +155,7 @@ class AttentionSinkKVCache(Cache):
 
     def reset(self) -> None:
         """Forget all streams; the next call may bring another batch size."""
-        self.stack.reset()
+        self.layer_stack.reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row i becomes what row `beam_idx[i]` was; beams reorder whole streams. `beam_idx` [batch] int64."""
@@ -164,7 +170,130 @@ class AttentionSinkKVCache(Cache):
         """Keep the rows at `indices` [new batch] int64 or bool [batch], in that order."""
         rows = torch.arange(len(self.streams.seen), dtype=torch.long, device=indices.device)
         if len(rows):
-            self.stack.select(rows[indices])
+            self.layer_stack.select(rows[indices])
+
+    # ---- rows of several caches
+
+    def take(self, row: int) -> AttentionSinkKVCache:
+        """Return a new cache of one row, a copy of `row`; this cache stays as it is.
+
+        It has the columns of this cache, and records when this one does. A row that has seen no token gives an empty
+        cache.
+
+        Raises
+        ------
+        ValueError
+            When there is no such row.
+        """
+        self.streams.settle()
+        (row,) = row_indices("row", [row], len(self.streams.seen))
+        return self._made_of([(self.layer_stack, [row])] if self.streams.seen[row] else [])
+
+    def put(self, row: int, other: AttentionSinkKVCache) -> None:
+        """Make `row` a copy of the only row of `other`, which stays as it is; buffers are written in place.
+
+        The last columns of both caches become the same columns, and whichever had fewer counts as padded before: the
+        batch is as if it had been padded on the left. An empty cache clears the row.
+
+        Parameters
+        ----------
+        row : int
+            Which row, from 0 on. What it held is forgotten.
+        other : AttentionSinkKVCache
+            A cache of the same model, S, W, dtype and shapes. It may be on another device.
+
+        Raises
+        ------
+        ValueError
+            When there is no such row, or `other` has several rows or does not fit. Nothing has changed then.
+        """
+        self.streams.settle()
+        (row,) = row_indices("row", [row], len(self.streams.seen))
+        self._check_fits(other, "other")
+        if len(other.streams.seen) > 1:
+            raise ValueError(f"other has {len(other.streams.seen)} rows, put takes one; pass other.take(row).")
+        replace_rows(self.layer_stack, [row], other.layer_stack if any(other.streams.seen) else None)
+
+    @classmethod
+    def stack(cls, caches: Sequence[AttentionSinkKVCache]) -> AttentionSinkKVCache:
+        """Return a new cache with copies of the rows of all `caches`, in their order.
+
+        An empty cache gives one row that has seen no token; empty caches alone give an empty cache. Columns count as
+        after `put`. All is on the device of the first cache that is not empty.
+
+        Raises
+        ------
+        ValueError
+            When there are no caches, or they do not fit together as `put` asks.
+        """
+        if isinstance(caches, Cache) or not (caches := list(caches)):
+            raise ValueError("caches has no rows to stack; pass a list of one cache at least.")
+        for number, cache in enumerate(caches):
+            _check_is_cache(cache, f"caches[{number}]")
+            cache.streams.settle()
+        first = next((cache for cache in caches if any(cache.streams.seen)), None)
+        first = first or next((cache for cache in caches if cache.is_initialized), caches[0])
+        for number, cache in enumerate(caches):
+            first._check_fits(cache, f"caches[{number}]")
+        parts = [(cache.layer_stack, range(max(1, len(cache.streams.seen)))) for cache in caches]
+        return first._made_of(parts if first.is_initialized else [])
+
+    def clear_rows(self, rows: Iterable[int]) -> None:
+        """Forget the streams of these rows, in place: each is a row that has seen no token, whose next ones are sinks.
+
+        In all columns so far it counts as padding. Nothing of it stays in memory. `reset` forgets all rows and columns.
+
+        Raises
+        ------
+        ValueError
+            When there is no such row. Nothing has changed then.
+        """
+        self.streams.settle()
+        if indices := row_indices("rows", rows, len(self.streams.seen)):
+            replace_rows(self.layer_stack, indices, None)
+
+    def _check_fits(self, other: AttentionSinkKVCache, name: str) -> None:
+        """Refuse `other`, called `name`, when its rows cannot be rows of this cache, which has settled."""
+        _check_is_cache(other, name)
+        other.streams.settle()
+        if other is self:
+            return
+        if other._model() is not self._owner():
+            raise ValueError(f"{name} was made for another model than cache; use caches of one model.")
+        if other.settings != self.settings:
+            raise ValueError(
+                f"{name} has {_in_words(other.settings)}, but cache has {_in_words(self.settings)}; use caches of one "
+                "size and prefill mode."
+            )
+        if not any(other.streams.seen):
+            return
+        if other.facts != self.facts:
+            raise ValueError(
+                f"{name} holds keys at other positions than cache, because the model's config or frequencies have been "
+                "changed between them; reset() the older one and feed its text again."
+            )
+        check_layers_fit(self.layer_stack, other.layer_stack, name)
+
+    def _made_of(self, parts: Sequence[Part]) -> AttentionSinkKVCache:
+        """Return a new cache with copies of the rows of `parts`, which fit this cache; without parts, an empty one.
+
+        It records when this one does.
+        """
+        setup, table = setup_of(self._owner()), self.table()
+        if [line[:2] for line in table.facts] != [line[:2] for line in self.facts]:
+            raise ValueError(
+                "cache was made when the config of its model was another, so no new cache can hold its rows; use "
+                "copy.deepcopy(cache) instead."
+            )
+        made = type(self).__new__(type(self))
+        made.settings, made._hold, made._model = self.settings, self._hold, self._model
+        made._begin(setup, table)
+        if self.is_recording:
+            made.layer_stack.record(True)
+        if parts:
+            made.facts = self.facts
+            fill(made.layer_stack, parts, self.layer_stack)
+        return made
 
     # ---- taking columns back
 
@@ -173,17 +302,17 @@ class AttentionSinkKVCache(Cache):
 
         What is kept grows by the tokens fed between two crops, to those of 1,024 columns at most.
         """
-        self.stack.check_has_no_states("activate_past_recording()")
-        self.stack.record(True)
+        self.layer_stack.check_has_no_states("activate_past_recording()")
+        self.layer_stack.record(True)
 
     def deactivate_past_recording(self) -> None:
         """Stop what `activate_past_recording` began and let go of what was kept for it."""
-        self.stack.record(False)
+        self.layer_stack.record(False)
 
     @property
     def is_recording(self) -> bool:
         """Whether what leaves the window is kept for `crop`; Transformers may switch that off in the layers."""
-        return self.stack.is_recording
+        return self.layer_stack.is_recording
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last input columns back: the streams are as if they had never been fed.
@@ -208,9 +337,9 @@ class AttentionSinkKVCache(Cache):
             raise ValueError(
                 f"crop({-columns}) is not supported: pass a negative number, crop({columns}) takes {-columns} back."
             )
-        self.stack.check_has_no_states(f"crop({-columns})")
+        self.layer_stack.check_has_no_states(f"crop({-columns})")
         if columns == 0:
-            return self.stack.trim()
+            return self.layer_stack.trim()
         returnable = self.streams.returnable
         if columns > returnable:
             raise ValueError(
@@ -218,7 +347,7 @@ class AttentionSinkKVCache(Cache):
                 "Call activate_past_recording() before feeding what you may want to take back, or make a "
                 "copy.deepcopy(cache) first."
             )
-        self.stack.take_back(columns, self.table().positions)
+        self.layer_stack.take_back(columns, self.table().positions)
 
     # ---- saving
 
@@ -261,8 +390,8 @@ class AttentionSinkKVCache(Cache):
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the cache as tensors by name and plain data, from which `from_snapshot` makes it again."""
         self.streams.settle()
-        self.stack.check_has_no_states("save")
-        return take_snapshot(self.settings, self.stack, self._owner())
+        self.layer_stack.check_has_no_states("save")
+        return take_snapshot(self.settings, self.layer_stack, self._owner())
 
     @classmethod
     def from_snapshot(
@@ -271,7 +400,7 @@ class AttentionSinkKVCache(Cache):
         """Return the cache of which `snapshot` was taken, for `model`; ValueError when it does not fit."""
         saved = fitting_state(tensors, state, model)
         cache = cls(model, *saved.settings[:2])
-        restore_snapshot(cache.stack, cache._owner(), tensors, saved)
+        restore_snapshot(cache.layer_stack, cache._owner(), tensors, saved)
         return cache
 
     # ---- the model it was made for
@@ -321,3 +450,12 @@ class AttentionSinkKVCache(Cache):
             f"{type(self).__name__} cannot be pickled: it belongs to a model. Use cache.save(path) and "
             f"{type(self).__name__}.load(path, model), or copy.deepcopy(cache)."
         )
+
+
+def _check_is_cache(cache: Any, name: str) -> None:
+    if not isinstance(cache, AttentionSinkKVCache):
+        raise TypeError(f"{name} is a {type(cache).__name__}; pass an AttentionSinkKVCache.")
+
+
+def _in_words(settings: SinkSettings) -> str:
+    return f"S={settings.sink_size}, W={settings.window_size}, attention_sink_prefill={settings.prefill!r}"

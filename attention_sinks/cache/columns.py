@@ -1,4 +1,4 @@
-"""Reading, writing and rotating columns of keys and values."""
+"""Reading and writing columns and rows of keys and values, and rotating columns."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def put(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor, active: tor
     if active is not None:
         new = torch.where(active[:, None, None], new, buffer[rows, :, slot])
     buffer[rows, :, slot] = new
+
+
+def picked(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return a copy of the rows at `rows` [n] of `states` [batch, …]."""
+    return states.index_select(0, rows.to(states.device))
+
+
+def write_rows(states: torch.Tensor, rows: torch.Tensor, copies: torch.Tensor | int) -> None:
+    """Write `copies` [n, …], or one number, over the rows at `rows` [n] of `states` [batch, …]."""
+    rows = rows.to(states.device)
+    if isinstance(copies, torch.Tensor):
+        states.index_copy_(0, rows, copies.to(states.device))
+    else:
+        states.index_fill_(0, rows, copies)
 
 
 def rotated(states: torch.Tensor, position: Position, shift: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,8 @@ def refuse_plain_model() -> NoReturn:
 class Layer:
     """A layer of a sink cache. It overrides the methods that concern it; the others do nothing.
 
-    An exception may strike `commit`, `discard`, `record`, `trim`, `reset`, `select` and what `take_back` returns at any
-    line. They are then called again, with the same arguments.
+    An exception may strike `commit`, `discard`, `record`, `trim`, `reset`, `select` and what `take_back` and
+    `replacing` return at any line. They are then called again, with the same arguments.
 
     Attributes
     ----------
@@ -83,6 +83,17 @@ class Layer:
     def take_back(self, before: Counters, after: Counters, position: Position) -> Callable[[], None]:
         """Return what takes the layer back from `before` to `after`, where the streams stood some columns ago."""
         return nothing
+
+    def hold_rows(self, like: Layer, batch_size: int) -> None:
+        """Hold `batch_size` rows without tokens, in buffers as the layer `like` of another cache has them."""
+
+    def replacing(self, rows: torch.Tensor, source: Layer | None, taken: torch.Tensor) -> list[Callable[[], None]]:
+        """Return what makes the rows at `rows` [n] copies of the rows at `taken` [n] of `source`, in place.
+
+        The copies are made at once, so that `source` may go on before they are written. Where `source` is None, the
+        rows get what they hold before their first token.
+        """
+        return []
 
     def restore(self, tensors: Sequence[torch.Tensor]) -> None:
         """Hold copies of `tensors`, which a layer like this one stored."""

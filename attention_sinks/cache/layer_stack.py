@@ -13,7 +13,7 @@ from ..plan.layer import LayerPlan
 from ..positions.schemes import Position
 from .layer import Layer
 from .sink_layer import SinkLayer
-from .stream_state import COMMITTED_COLUMNS, StreamState
+from .stream_state import COMMITTED_COLUMNS, StreamState, selected
 
 
 class LayerStack:
@@ -153,8 +153,8 @@ class LayerStack:
     def select(self, indices: torch.Tensor) -> None:
         """Keep the rows at `indices` [new batch] int64, in that order."""
         self.streams.settle()
-        now, rows = self.streams.now(), indices.tolist()
-        standing = None if now is None else (now[0].select(rows), now[1].select(rows))
+        now = self.streams.now()
+        standing = None if now is None else selected(now, indices.tolist())
         self.streams.change(standing, partial(self._select, indices, object()))
 
     def _select(self, indices: torch.Tensor, act: object) -> None:
@@ -190,7 +190,7 @@ class LayerStack:
             changes = [
                 layer.take_back(before, after, position) for layer, position in zip(self.layers, positions, strict=True)
             ]
-        self.streams.change((after, history.back(after, columns)), partial(_make, changes))
+        self.streams.change((after, history.back(after, columns)), partial(make_all, changes))
 
     def trim(self) -> None:
         """Let go of what was recorded, except for the last columns."""
@@ -218,7 +218,8 @@ def _commit(layers: Sequence[Layer]) -> None:
             layer.commit()
 
 
-def _make(changes: Sequence[Callable[[], None]]) -> None:
+def make_all(changes: Sequence[Callable[[], None]]) -> None:
+    """Make `changes` of layers, one after the other."""
     with torch.no_grad():
         for change in changes:
             change()

@@ -45,7 +45,7 @@ def cache_layers(setup: Setup, table: LayerTable, streams: StreamState) -> list[
     layers: list[Layer] = []
     for kind, reach, position in zip(setup.kinds, table.reaches, table.positions, strict=True):
         if reach is None or not kind.stores:
-            layers.append(StatesLayer(kind.states) if kind.states else EmptyLayer())
+            layers.append(StatesLayer(kind.states, kind.no_token) if kind.states else EmptyLayer())
         elif kind.states:
             assert not latent  # no architecture has latent attention and states in one layer
             layers.append(SinkAndStatesLayer(reach, streams, rotates(position), kind.states))

@@ -16,7 +16,7 @@ from ..plan.layer import LayerPlan
 from ..plan.reach import Reach
 from ..plan.token import TokenPlan
 from ..positions.schemes import Position
-from .columns import KeysValues, put, rotated, take
+from .columns import KeysValues, picked, put, rotated, take, write_rows
 from .layer import Layer, nothing, refuse_plain_model
 from .stream_state import StreamState
 from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
@@ -142,6 +142,43 @@ class SinkLayer(Layer, CacheLayerMixin):
                 log = self.log.select(indices.to(keys.device))
             self._hold(keys, values, sinks, log, act)
         super().select(indices, act)
+
+    # ---- rows of other caches
+
+    def hold_rows(self, like: Layer, batch_size: int) -> None:
+        assert isinstance(like, SinkLayer)  # the same layer of the same model
+        if like.is_initialized:
+            with torch.inference_mode(False):
+                keys, values, sinks = [buffer.new_zeros(batch_size, *buffer.shape[1:]) for buffer in like.buffers]
+                self._hold(keys, values, sinks)
+        super().hold_rows(like, batch_size)
+
+    def replacing(self, rows: torch.Tensor, source: Layer | None, taken: torch.Tensor) -> list[Callable[[], None]]:
+        changes = super().replacing(rows, source, taken)
+        if not self.is_initialized:
+            return changes
+        assert source is None or isinstance(source, SinkLayer)
+        copies: list[torch.Tensor | int] = [0] * 3
+        with torch.inference_mode(False), torch.no_grad():
+            if source is not None:
+                copies = [picked(buffer, taken) for buffer in source.buffers]
+            log = self._log_with(rows, source, taken)
+        return [*changes, partial(self._write_rows, rows, copies, log)]
+
+    def _log_with(self, rows: torch.Tensor, source: SinkLayer | None, taken: torch.Tensor) -> UndoLog:
+        """Return the log when its rows `rows` become the rows `taken` of the log of `source`, or empty."""
+        joins = UndoLog() if source is None else source.log.select(taken.to(source.device))
+        if not self.log and not joins:
+            return self.log
+        size = self.buffers[0].shape[0]
+        indices = torch.arange(size, dtype=torch.long, device="cpu")
+        indices[rows] = torch.arange(size, size + len(rows), dtype=torch.long, device="cpu")
+        return UndoLog.joined([(self.log, size), (joins, len(rows))]).select(indices.to(self.device))
+
+    def _write_rows(self, rows: torch.Tensor, copies: Sequence[torch.Tensor | int], log: UndoLog) -> None:
+        for buffer, copy in zip(self.buffers, copies, strict=True):
+            write_rows(buffer, rows, copy)
+        self.log = log
 
     # ---- a call
 

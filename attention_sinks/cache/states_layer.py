@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 from ..plan.reach import Reach
+from .columns import picked, write_rows
 from .layer import Layer, refuse_plain_model
 from .sink_layer import SinkLayer
 from .stream_state import StreamState
@@ -35,8 +38,10 @@ class StatesLayer(Layer, LinearAttentionLayer):
     before: dict[str, Any] | None = None
     _states_act: object = None
 
-    def __init__(self, number_of_states: int) -> None:
+    def __init__(self, number_of_states: int, no_token: int = 0) -> None:
+        """`no_token` is what states of token ids hold before the first token; all others hold zeros."""
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+        self.no_token = no_token
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         with torch.inference_mode(False):
@@ -88,6 +93,32 @@ class StatesLayer(Layer, LinearAttentionLayer):
                 for name in STATE_TENSORS
             ]
         (self.conv_states, self.recurrent_states), self._states_act = selected, act
+
+    def hold_rows(self, like: Layer, batch_size: int) -> None:
+        assert isinstance(like, StatesLayer)  # the same layer of the same model
+        for name in STATE_FACTS:
+            setattr(self, name, dict(getattr(like, name)))
+        self.dtype, self.device = like.dtype, like.device
+        with torch.inference_mode(False):
+            for name in STATE_TENSORS:
+                states = getattr(self, name)
+                for key, state in states.items():
+                    if state is not None:
+                        states[key] = state.new_full((batch_size, *state.shape[1:]), self._start(state))
+
+    def replacing(self, rows: torch.Tensor, source: Layer | None, taken: torch.Tensor) -> list[Callable[[], None]]:
+        changes = super().replacing(rows, source, taken)
+        with torch.inference_mode(False), torch.no_grad():
+            for name in STATE_TENSORS:
+                for key, state in getattr(self, name).items():
+                    if state is not None:
+                        copies = self._start(state) if source is None else picked(getattr(source, name)[key], taken)
+                        changes.append(partial(write_rows, state, rows, copies))
+        return changes
+
+    def _start(self, state: torch.Tensor) -> int:
+        """Return what `state` holds before the first token."""
+        return 0 if state.is_floating_point() else self.no_token
 
 
 class SinkAndStatesLayer(SinkLayer, StatesLayer):

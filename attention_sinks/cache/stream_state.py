@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
@@ -48,6 +48,18 @@ class History:
     def empty(cls, batch_size: int, room: int) -> History:
         """Return the history of streams that have not begun."""
         return cls(room, 0, 0, (0,) * batch_size, (0,) * batch_size)
+
+    @classmethod
+    def joined(cls, parts: Sequence[History]) -> History:
+        """Return the history of the rows of all `parts`, in their order. Their newest columns become the same columns.
+
+        A row that has had fewer columns than others counts as padded before its own, as in a batch padded on the left.
+        """
+        room, columns = parts[0].room, max(part.columns for part in parts)
+        known = [part.length for part in parts if part.length < part.columns]  # the others are known from the beginning
+        length = min(columns, RECORDED_COLUMNS + room, *known)
+        tokens = tuple(bits for part in parts for bits in part.tokens)
+        return cls(room, columns, length, tokens, tuple(low for part in parts for low in part.floor))
 
     def advance(
         self, before: Counters, after: Counters, columns: int, real: torch.Tensor | None, recording: bool
@@ -117,6 +129,16 @@ class History:
 
 Standing = tuple[Counters, History]
 """Where streams stand."""
+
+
+def joined(parts: Sequence[Standing]) -> Standing:
+    """Return where the rows of all `parts` stand, in their order."""
+    return Counters.joined([part[0] for part in parts]), History.joined([part[1] for part in parts])
+
+
+def selected(standing: Standing, indices: list[int]) -> Standing:
+    """Return where the rows at `indices` stand, in that order."""
+    return standing[0].select(indices), standing[1].select(indices)
 
 
 class StreamState:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import pad
 
 from ..plan.block import BlockPlan
 from ..plan.reach import Reach
@@ -27,7 +29,7 @@ class Evicted:
     positions : torch.Tensor
         [R, m] stream positions. A column that holds nothing has `NOWHERE`.
     origin : torch.Tensor
-        [R, 1], the origins with which their keys were rotated.
+        [R, 1] or [R, m], the origins with which their keys were rotated.
     """
 
     keys: torch.Tensor
@@ -53,6 +55,13 @@ class Evicted:
 
         keys, values = (tensor.index_select(0, indices) for tensor in (self.keys, self.values))
         return Evicted(keys, values, picked(self.positions), picked(self.origin))
+
+    def widened(self, columns: int) -> tuple[torch.Tensor, ...]:
+        """Return its tensors for all rows, with so many columns in all; those put before the others hold nothing."""
+        rows, missing = self.keys.shape[0], columns - self.columns
+        keys, values = (pad(states, (0, 0, missing, 0)) for states in (self.keys, self.values))
+        positions = pad(self.positions.expand(rows, -1), (missing, 0), value=NOWHERE)
+        return keys, values, positions, pad(self.origin.expand(rows, self.columns), (missing, 0))
 
     def put_back(self, keys: torch.Tensor, values: torch.Tensor, reach: Reach) -> None:
         """Write the tokens into their slots of the buffers `keys` and `values`."""
@@ -176,6 +185,34 @@ class UndoLog:
             if back.any():
                 returned.append(replace(evicted, positions=positions.masked_fill(~back, NOWHERE)))
         return UndoLog((*past, *reversed(stays)), self.new, columns), returned[::-1]
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[UndoLog, int]]) -> UndoLog:
+        """Return one log of the rows of all `parts`, each a log and its number of rows. The newest columns meet.
+
+        It is on the device of the first log that holds anything.
+        """
+        columns = max(log.columns for log, _ in parts)
+        if not columns:
+            return cls()
+        like = next(log.past[0] for log, _ in parts if log.past)
+        wide = [log._as_one(like, rows).widened(columns) for log, rows in parts]
+        kept = min(columns, RECORDED_COLUMNS)
+        keys, values, positions, origin = (torch.cat(tensors) for tensors in zip(*wide, strict=True))
+        last = Evicted(keys[:, :, -kept:], values[:, :, -kept:], positions[:, -kept:], origin[:, -kept:])
+        return cls((last,), (), kept)
+
+    def _as_one(self, like: Evicted, rows: int) -> Evicted:
+        """Return what all calls pushed out of the `rows` rows as if one call had; on the device of `like`."""
+        each = [evicted.widened(evicted.columns) for evicted in self.past]
+        if not each:
+            no_keys, no_values = (states[:1, :, :0].expand(rows, -1, -1, -1) for states in (like.keys, like.values))
+            none = like.positions.new_empty(rows, 0)
+            return Evicted(no_keys, no_values, none, none)
+        keys, values = (torch.cat([tensors[i] for tensors in each], dim=2) for i in (0, 1))
+        positions, origin = (torch.cat([tensors[i] for tensors in each], dim=1) for i in (2, 3))
+        device = like.keys.device
+        return Evicted(keys.to(device), values.to(device), positions.to(device), origin.to(device))
 
     def select(self, indices: torch.Tensor) -> UndoLog:
         """Return the log of the rows at `indices`, in that order."""

@@ -346,7 +346,7 @@ class StreamingChat:
         """Raise NotImplementedError when no file can hold such a cache."""
         if not isinstance(cache, AttentionSinkKVCache):
             raise NotImplementedError(f"a chat in a {type(cache).__name__} cannot be saved; use a StreamingChat.")
-        cache.stack.check_has_no_states(action)
+        cache.layer_stack.check_has_no_states(action)
 
     def _save(self, path: str | os.PathLike[str]) -> None:
         stream = copy.copy(self._stream)
@@ -700,7 +700,7 @@ def _handed_out(pieces: list[list[Piece]] | None, alone: bool) -> Iterator[Any]:
 
 
 def _keeps_states(cache: Any) -> bool:
-    return isinstance(cache, AttentionSinkKVCache) and cache.stack.keeps_states
+    return isinstance(cache, AttentionSinkKVCache) and cache.layer_stack.keeps_states
 
 
 def _check_callable(name: str, function: Any, arguments: str) -> None:

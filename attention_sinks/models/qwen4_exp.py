@@ -6,11 +6,13 @@ than that, so the indexer does not run, and it keeps no keys.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from ..architecture.layer_kinds import LayerKind, layer_kinds
 from ..architecture.spec import Architecture, Limit
 from ..plan.layer import LayerPlan
 from ..streaming.attention import attend
@@ -43,4 +45,10 @@ def _limit(config: PreTrainedConfig) -> Limit | None:
     return Limit(budget + block - 1, reason)
 
 
-ARCHITECTURE = Architecture("Qwen4ExpTextAttention", forward=_attention, limit=_limit)
+def _kinds(config: PreTrainedConfig) -> tuple[LayerKind, ...]:
+    """Return the kinds of layers. To those that hash the last tokens, the end of a text stands before every stream."""
+    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    return tuple(replace(kind, no_token=end or 0) for kind in layer_kinds(config))
+
+
+ARCHITECTURE = Architecture("Qwen4ExpTextAttention", forward=_attention, kinds=_kinds, limit=_limit)

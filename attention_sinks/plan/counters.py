@@ -26,6 +26,11 @@ class Counters:
         """Return the counters of `batch_size` rows that have fed nothing."""
         return cls((0,) * batch_size, (0,) * batch_size)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Counters]) -> Counters:
+        """Return the counters of the rows of all `parts`, in their order."""
+        return cls(tuple(t for part in parts for t in part.seen), tuple(o for part in parts for o in part.origin))
+
     def __len__(self) -> int:
         return len(self.seen)
 

@@ -85,11 +85,11 @@ def _run_call(model: nn.Module, given: dict[str, Any]) -> Any:
     cache, call = inputs.cache, object()
     try:
         if cache is not None:
-            cache.stack.begin(call, inputs.columns)
+            cache.layer_stack.begin(call, inputs.columns)
         output = _run_step(inputs) if inputs.is_step else _run_chunks(inputs)
     finally:
         if cache is not None:
-            cache.stack.end(call)
+            cache.layer_stack.end(call)
     output[CACHE] = cache if inputs.keep_cache else None
     return _returned(output, inputs.return_dict)
 
@@ -109,14 +109,16 @@ def _run_step(inputs: Inputs) -> BaseModelOutputWithPast:
     cache, table, counters = inputs.cache, inputs.table, inputs.counters
     assert cache is not None  # as `is_step` has checked
     if max(counters.seen) - min(counters.origin) >= 2 * (table.room + 1):
-        counters = _rebased(cache, counters, 1, table)
-        cache.stack.commit_rebase(counters)
+        moved = _rebased(cache, counters, 1, table)
+        if moved is not counters:  # rows of different origins may all have room
+            counters = moved
+            cache.layer_stack.commit_rebase(counters)
     active = None if inputs.real is None else inputs.real[:, 0]
     plans = [plan_token(counters, active, reach) for reach in table.distinct_reaches]
     bound = _bound(inputs.setup, cache, table, plans)
-    cache.stack.rotate_sinks(bound.plan_of)
+    cache.layer_stack.rotate_sinks(bound.plan_of)
     output = _call_base(inputs.setup.model, bound, inputs.arguments(slice(0, 1)))
-    cache.stack.commit_step(inputs.real)
+    cache.layer_stack.commit_step(inputs.real)
     return output
 
 
@@ -134,7 +136,7 @@ def _run_chunks(inputs: Inputs) -> BaseModelOutputWithPast:
         whole = joined(whole, output, chunk, inputs.columns)
         counters = counters.advance(counts)
     if cache is not None and inputs.keep_cache:
-        cache.stack.commit(counters, inputs.columns, inputs.tokens, inputs.device)
+        cache.layer_stack.commit(counters, inputs.columns, inputs.tokens, inputs.device)
     assert whole is not None  # a call has at least one chunk
     return inputs.restore_order(whole)
 
@@ -144,7 +146,7 @@ def _rebased(cache: AttentionSinkKVCache | None, counters: Counters, new_tokens:
     shift = counters.shift_for(new_tokens, table.room)
     if cache is None or not any(shift):
         return counters
-    cache.stack.rebase(shift, table.positions)
+    cache.layer_stack.rebase(shift, table.positions)
     return counters.rebase(shift)
 
 
@@ -156,7 +158,7 @@ def _step_in_graph(model: Any, given: dict[str, Any]) -> Any:
     chosen = model.config._attn_implementation  # kernels for ragged rows do not fit a graph
     table = setup.layer_table(cache.settings)
     bound = _bound(setup, cache, table, plans, chosen if chosen in ("eager", "sdpa") else "eager")
-    cache.stack.rotate_sinks(bound.plan_of)
+    cache.layer_stack.rotate_sinks(bound.plan_of)
     cache.streams.device.step(active)
     cache.streams.ahead = True
     output = _call_base(model, bound, given)

@@ -89,10 +89,18 @@ class Inputs:
 
     @property
     def is_step(self) -> bool:
-        """Whether the call is one token per row after all sinks. Such a token is written in place."""
+        """Whether the call is one token per row after all sinks. Such a token is written in place.
+
+        Rows that feed nothing may stand anywhere: also before their first token, as rows that were cleared do.
+        """
         if self.columns != 1 or self.cache is None or self.with_gradients:
             return False
-        return min(self.counters.seen) >= max(1, self.table.with_sinks.sink_size)
+        least = max(1, self.table.with_sinks.sink_size)
+        if min(self.counters.seen) >= least:
+            return True
+        if self.real is None or not self.cache.is_initialized:
+            return False
+        return all(t >= least for t, active in zip(self.counters.seen, self.real[:, 0].tolist(), strict=True) if active)
 
     @property
     def tokens(self) -> torch.Tensor | None:

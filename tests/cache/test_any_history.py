@@ -1,12 +1,11 @@
 """Any history of a cache, with exceptions in it: its rows are always the streams of tokens that somebody can name.
 
-A state machine does to a cache what users do, and notes which tokens each row has. Now and then an exception strikes at
-some line. What the rows give next is compared with rows that were fed alone, from the beginning.
+A state machine does to a cache what users do, and notes which tokens each row has. Rows are set aside in caches of
+their own, are fed there, and come back into any row. Now and then an exception strikes at some line. What the rows give
+next is compared with rows that were fed alone, from the beginning.
 """
 
 import copy
-from dataclasses import dataclass, replace
-from functools import cache as remembered
 from functools import partial
 
 import hypothesis
@@ -14,68 +13,21 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from attention_sinks import AttentionSinkKVCache, inject_attention_sinks
-from attention_sinks.versions import CACHE
+from attention_sinks import AttentionSinkKVCache
 from support.faults import interrupted
-from support.helpers import TOLERANCE, largest_difference, random_ids, tiny_llama
-
-PROBE = random_ids(1, 2, seed=9)
-
-
-@remembered
-def streaming_model():
-    return inject_attention_sinks(tiny_llama(), 1, 4)
-
-
-def feed(cache, ids, mask=None):
-    with torch.no_grad():
-        return streaming_model()(input_ids=ids, attention_mask=mask, use_cache=True, **{CACHE: cache}).logits
-
-
-@remembered
-def logits_after(row):
-    """What a row with these tokens gives for the probe."""
-    cache = AttentionSinkKVCache(streaming_model())
-    if row:
-        feed(cache, torch.tensor([row]))
-    return feed(cache, PROBE)[0]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Input columns, from old to new: the token of each row, None for padding."""
-
-    count: int
-    columns: tuple[tuple[int | None, ...], ...] = ()
-
-    def tokens(self, row):
-        return tuple(column[row] for column in self.columns if column[row] is not None)
-
-    def feed(self, columns):
-        return replace(self, columns=self.columns + columns)
-
-    def crop(self, columns):
-        return replace(self, columns=self.columns[: len(self.columns) - columns])
-
-    def select(self, indices):
-        return Rows(len(indices), tuple(tuple(column[i] for i in indices) for column in self.columns))
-
-
-def are_streams_of(cache, rows):
-    if cache.get_seq_length() != len(rows.columns):
-        return False
-    if rows.columns and cache.tokens_seen.tolist() != [len(rows.tokens(row)) for row in range(rows.count)]:
-        return False
-    found = feed(copy.deepcopy(cache), PROBE.expand(rows.count, -1))
-    return all(
-        largest_difference(logits, logits_after(rows.tokens(row))) < TOLERANCE for row, logits in enumerate(found)
-    )
+from support.helpers import random_ids, refused
+from support.rows import Rows, are_streams_of, feed, streaming_model
 
 
 class AnyHistory(RuleBasedStateMachine):
-    @initialize(rows=st.integers(1, 3))
-    def begin(self, rows):
+    @initialize(data=st.data(), rows=st.integers(1, 3), recording=st.booleans())
+    def begin(self, data, rows, recording):
         self.cache, self.rows = AttentionSinkKVCache(streaming_model()), Rows(rows)
+        self.aside = []  # caches of one row, each with what it is
+        if columns := data.draw(st.integers(0, 20)):
+            self.feeds(data, columns, seed=0, whole_mask=False, line=0)
+        if recording:
+            self.records(recording, line=0)
 
     def act(self, action, after, line):
         """Do something that leads to the rows `after`, with an exception at `line` if it is not 0."""
@@ -101,15 +53,16 @@ class AnyHistory(RuleBasedStateMachine):
 
     LINES = st.one_of(st.just(0), st.integers(1, 700))
 
-    @rule(data=st.data(), columns=st.integers(1, 9), seed=st.integers(0, 99), line=LINES)
-    def feeds(self, data, columns, seed, line):
+    @rule(data=st.data(), columns=st.integers(1, 9), seed=st.integers(0, 99), whole_mask=st.booleans(), line=LINES)
+    def feeds(self, data, columns, seed, whole_mask, line):
         ids = random_ids(self.rows.count, columns, seed=seed)
         padding = data.draw(st.lists(st.integers(0, columns), min_size=self.rows.count, max_size=self.rows.count))
         mask = torch.arange(columns)[None] >= torch.tensor(padding)[:, None]
         new = tuple(
             tuple(int(ids[row, i]) if mask[row, i] else None for row in range(self.rows.count)) for i in range(columns)
         )
-        self.act(lambda cache: feed(cache, ids, mask.long()), self.rows.feed(new), line)
+        mask = torch.cat([self.rows.mask, mask.long()], dim=1) if whole_mask else mask.long()
+        self.act(lambda cache: feed(cache, ids, mask), self.rows.feed(new), line)
 
     @precondition(lambda self: self.rows.columns and self.cache.streams.returnable)
     @rule(data=st.data(), line=LINES)
@@ -128,6 +81,52 @@ class AnyHistory(RuleBasedStateMachine):
         indices = data.draw(st.lists(st.integers(0, self.rows.count - 1), min_size=1, max_size=4))
         self.act(lambda cache: cache.batch_select_indices(torch.tensor(indices)), self.rows.select(indices), line)
 
+    @precondition(lambda self: self.rows.columns and len(self.aside) < 2)
+    @rule(data=st.data(), line=LINES)
+    def sets_aside(self, data, line):
+        row, taken = data.draw(st.integers(0, self.rows.count - 1)), []
+        self.act(lambda cache: taken.append(cache.take(row)), self.rows, line)
+        self.aside += [(cache, self.rows.take(row)) for cache in taken]
+
+    @precondition(lambda self: self.aside)
+    @rule(columns=st.integers(1, 9), seed=st.integers(0, 99))
+    def feeds_what_is_aside(self, columns, seed):
+        cache, rows = self.aside.pop(0)
+        ids = random_ids(1, columns, seed=seed)
+        feed(cache, ids)
+        self.aside.append((cache, rows.feed(tuple((int(token),) for token in ids[0]))))
+
+    @precondition(lambda self: self.rows.columns and self.aside)
+    @rule(data=st.data(), keeps=st.booleans(), line=LINES)
+    def puts_back(self, data, keeps, line):
+        row, (other, rows) = data.draw(st.integers(0, self.rows.count - 1)), self.aside[0]
+        if rows.tokens(0) and other.is_recording != self.cache.is_recording:
+            refused(ValueError, lambda: self.cache.put(row, other), "records")
+            return
+        self.act(lambda cache: cache.put(row, other), self.rows.put(row, rows), line)
+        self.aside = self.aside if keeps else self.aside[1:]
+
+    @precondition(lambda self: self.rows.columns and self.aside and self.rows.count + len(self.aside) < 6)
+    @rule(first=st.booleans(), line=LINES)
+    def stacks(self, first, line):
+        caches, rows = zip(*self.aside, strict=True)
+        caches = [*caches, self.cache] if first else [self.cache, *caches]
+        rows = [*rows, self.rows] if first else [self.rows, *rows]
+        if len({cache.is_recording for cache in caches if any(cache.streams.seen)}) > 1:
+            refused(ValueError, lambda: AttentionSinkKVCache.stack(caches), "records")
+            return
+        made = []
+        self.act(lambda _: made.append(AttentionSinkKVCache.stack(caches)), self.rows, line)
+        if made:
+            self.cache, self.rows = made[0], Rows.stack(rows)
+
+    @precondition(lambda self: self.rows.columns)
+    @rule(data=st.data(), line=LINES)
+    def clears(self, data, line):
+        rows = data.draw(st.lists(st.integers(0, self.rows.count - 1), max_size=2))
+        self.act(lambda cache: cache.clear_rows(rows), self.rows.clear(rows), line)
+
+    @precondition(lambda self: self.rows.columns)
     @rule(line=LINES)
     def forgets(self, line):
         self.act(lambda cache: cache.reset(), Rows(self.rows.count), line)
@@ -142,8 +141,9 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def the_rows_are_the_streams(self):
-        assert are_streams_of(self.cache, self.rows)
+        for cache, rows in [(self.cache, self.rows), *self.aside]:
+            assert are_streams_of(cache, rows)
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = hypothesis.settings(max_examples=80, stateful_step_count=15)
+TestAnyHistory.settings = hypothesis.settings(max_examples=100, stateful_step_count=20)

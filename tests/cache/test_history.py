@@ -122,3 +122,29 @@ def test_a_call_that_broke_off_has_written_over_the_spare_slot():
 def test_select_takes_rows_with_their_columns():
     fed = Fed(2).feed(3, REAL)
     assert fed.history.select([1, 0, 0]).count(3) == (3, 2, 2)
+
+
+# ---- rows of several histories
+
+
+def test_joined_histories_meet_at_their_newest_columns():
+    """The shorter one counts as padded before, and is known from its beginning."""
+    long, short = Fed(2).feed(3).feed(3, REAL), Fed().feed(2)
+    joined = History.joined([short.history, long.history])
+    assert joined.columns == joined.length == 6
+    assert [joined.count(columns) for columns in (2, 3, 6)] == [(2, 2, 2), (2, 2, 3), (2, 5, 6)]
+    assert joined.available(counters_at(2, 5, 6)) == 6
+
+
+def test_a_joined_history_knows_no_more_than_its_parts():
+    """Nobody noted all columns of the second one, which were fed in compiled steps."""
+    counters = counters_at(0, 0)
+    noted = History.empty(2, ROOM).advance(counters, counters.advance((9, 10)), 10, REAL, False)
+    assert History.joined([Fed().feed(20).history, noted]).length == 3
+    assert History.joined([noted, History.empty(1, ROOM)]).length == 3
+
+
+def test_a_joined_row_goes_back_no_further_than_alone():
+    full, short = Fed().feed(20), Fed().feed(4)
+    joined = History.joined([full.history, short.history])
+    assert joined.available(counters_at(20, 4)) == full.available == 1

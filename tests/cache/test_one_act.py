@@ -68,7 +68,7 @@ def observed(model, cache):
         return torch.cat([feed(model, cache, ids[:, :3]), feed(model, cache, ids[:, 3:])], dim=1)
 
     facts = fork.tokens_seen.tolist(), fork.get_seq_length(), fork.is_recording
-    after_crop, returnable = None, 0 if fork.stack.keeps_states else fork.streams.returnable
+    after_crop, returnable = None, 0 if fork.layer_stack.keeps_states else fork.streams.returnable
     if returnable:
         shorter = copy.deepcopy(fork)
         shorter.crop(-1)

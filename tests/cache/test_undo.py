@@ -193,3 +193,30 @@ def test_select_reorders_rows():
     log = UndoLog().add(Evicted(keys, -keys, torch.tensor([[2], [7]]), torch.zeros(2, 1, dtype=torch.long))).commit()
     _, (evicted,) = log.select(torch.tensor([1, 0, 1])).take_back(torch.zeros(3, 1, dtype=torch.long))
     assert evicted.positions.tolist() == numbers(evicted.keys) == [[7], [2], [7]]
+
+
+# ---- logs of several caches
+
+
+def test_joined_logs_meet_at_their_newest_columns():
+    """Row 0 has lost tokens in two calls of different origins, row 1 in one call, row 2 in none."""
+    older, newer = gone(4, 5), gone(6)
+    newer = Evicted(newer.keys, newer.values, newer.positions, newer.origin + 3)
+    long, short = UndoLog((older, newer), (), 3), UndoLog((gone(9),), (), 1)
+    log = UndoLog.joined([(long, 1), (short, 1), (UndoLog(), 1)])
+    (whole,) = log.past
+    nothing = [NOWHERE] * 3
+    assert log.columns == 3 and whole.positions.tolist() == [[4, 5, 6], [NOWHERE, NOWHERE, 9], nothing]
+    assert numbers(whole.keys) == [[4, 5, 6], [0, 0, 9], [0, 0, 0]] and torch.equal(whole.values, -whole.keys)
+    assert whole.origin[0].tolist() == [0, 0, 3]
+
+
+def test_joined_logs_keep_no_more_than_can_be_asked_for():
+    log = UndoLog((gone(*range(RECORDED_COLUMNS)), gone(5)), (), RECORDED_COLUMNS + 1)
+    joined = UndoLog.joined([(log, 1), (UndoLog(), 1)])
+    assert joined.columns == joined.past[0].columns == RECORDED_COLUMNS
+    assert joined.past[0].positions[0, [0, -1]].tolist() == [1, 5]
+
+
+def test_joined_logs_of_nothing_are_nothing():
+    assert UndoLog.joined([(UndoLog(), 2), (UndoLog(), 1)]) == UndoLog()

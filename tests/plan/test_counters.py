@@ -31,6 +31,11 @@ def test_select_reorders_and_repeats():
     assert counters.select([2, 0, 2]) == counters_at(20, 4, 20, moved=(14, 0, 14))
 
 
+def test_joined_counters_keep_their_order():
+    parts = [counters_at(4, 9, moved=(0, 3)), counters_at(20, moved=(14,)), type(counters_at()).empty(1)]
+    assert type(parts[0]).joined(parts) == counters_at(4, 9, 20, 0, moved=(0, 3, 14, 0))
+
+
 # ---- the origin
 
 

@@ -19,6 +19,7 @@ from support.helpers import (
     plain_logits,
     random_ids,
     state_of,
+    storages_of,
     stream,
     streaming_llama,
     tiny_llama,
@@ -189,6 +190,36 @@ def test_caches_share_a_graph_and_nothing_else():
                 logits = forward(row[None, at : at + 1], cache=cache).logits[0, 0]
                 assert_close(logits, naive_logits(plain, row[: at + 1], 4, 12)[-1]) if column % 20 == 19 else None
     assert graphs() == 1
+
+
+def test_rows_come_and_go_between_compiled_steps():
+    """One graph and the same buffers, whatever rows do: idle, filled, taken out, cleared, and begun in the graph."""
+    plain, model = tiny_llama(), inject_attention_sinks(tiny_llama(), 4, 12)
+    texts = [random_ids(120, seed=seed) for seed in range(4)]
+    expected = [naive_logits(plain, text, 4, 12) for text in texts]
+    caches = [stream(model, texts[number][None, :fed])[1] for number, fed in enumerate((30, 5, 60))]
+    batch = AttentionSinkKVCache.stack([caches[0], *[AttentionSinkKVCache(model)] * 3])
+    forward, places = compiled(model), storages_of(batch)
+    rows, aside, checked = {0: 0}, [], 0  # which text is in which row
+    acts = {
+        10: lambda: (batch.put(2, caches[1]), rows.update({2: 1})),
+        20: lambda: (batch.put(1, caches[2]), rows.update({1: 2})),
+        30: lambda: (aside.append(batch.take(0)), batch.clear_rows([0]), rows.pop(0)),
+        40: lambda: rows.update({0: 3}),  # its first token is fed inside the graph
+        50: lambda: (batch.clear_rows([1]), batch.put(1, aside[0]), rows.update({1: 0})),
+    }
+    for step in range(80):
+        acts.get(step, int)()
+        seen, ids, mask = batch.tokens_seen.tolist(), torch.zeros(4, 1).long(), torch.zeros(4, 1).long()
+        for row, number in rows.items():
+            ids[row], mask[row] = texts[number][seen[row]], 1
+        logits = feed(forward, ids, batch, mask)
+        for row, number in rows.items():
+            assert_close(logits[row, 0], expected[number][seen[row]])
+            checked += 1
+    assert checked > 150 and batch.tokens_seen.tolist() == [40, 90, 75, 0]
+    assert graphs() == 1 and storages_of(batch) == places
+    assert_close(feed(forward, texts[0][None, 60:70], aside[0])[0], expected[0][60:70])
 
 
 def test_other_calls_break_the_graph_and_run_as_always():

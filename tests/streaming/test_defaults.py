@@ -66,7 +66,7 @@ def steps(model, folder):
 
 def taken_back(model, folder):
     _, cache = stream(model, IDS[:, :30])
-    if cache.stack.keeps_states:
+    if cache.layer_stack.keeps_states:
         return None
     cache.activate_past_recording()
     stream(model, IDS[:, :9], cache=cache)
@@ -76,7 +76,7 @@ def taken_back(model, folder):
 
 def saved(model, folder):
     _, cache = stream(model, IDS[:, :30])
-    if cache.stack.keeps_states:
+    if cache.layer_stack.keeps_states:
         return None
     cache.save(folder / "cache")
     return stream(model, IDS[:, 30:], cache=AttentionSinkKVCache.load(folder / "cache", model))[0]

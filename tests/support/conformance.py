@@ -214,6 +214,39 @@ def saved_and_cropped_streams_go_on(animal):
     assert_close(stream(model, ids[None, 70:], [1, 31], loaded)[0][0], expected(animal, ids)[70:])
 
 
+def rows_come_and_go(animal):
+    """A row gives what it gives alone: stacked, put in the place of an idle one, taken out, and begun where one was."""
+    model, calls = streaming(animal), [1, 5, 1]
+    rest = sum(calls)
+    starts = [3, ROOM + 5, 2 * ROOM]
+    rows = [random_ids(start + 2 * rest, seed=start) for start in starts]
+    caches = [stream(model, row[None, :start])[1] for row, start in zip(rows, starts, strict=True)]
+    alone = [
+        stream(model, row[None, start:], calls * 2, copy.deepcopy(cache))[0][0]
+        for row, start, cache in zip(rows, starts, caches, strict=True)
+    ]
+    batch = AttentionSinkKVCache.stack([caches[1], AttentionSinkKVCache(model), caches[2]])
+    places = storages_of(batch)
+    idle = torch.tensor([[1], [0], [1]]).expand(-1, rest) if animal.pads_later else torch.ones(3, rest).long()
+    ids, done = torch.stack([rows[1][starts[1] :], random_ids(2 * rest), rows[2][starts[2] :]]), 0
+    for length in calls:
+        new = slice(done, done + length)
+        with torch.no_grad():
+            logits = model(ids[:, new], attention_mask=idle[:, new], cache=batch).logits
+        for row, right in ((0, alone[1]), (2, alone[2])):
+            assert_close(logits[row], right[new])
+        done += length
+    taken, ids = batch.take(0), torch.stack([random_ids(rest, seed=1), rows[0][3 : 3 + rest], ids[2, rest:]])
+    batch.put(1, caches[0])
+    batch.clear_rows([0])
+    logits, _ = stream(model, ids, calls, batch)
+    assert_close(logits[0], stream(model, ids[:1], calls)[0][0])
+    assert_close(logits[1], alone[0][:rest])
+    assert_close(logits[2], alone[2][rest:])
+    assert_close(stream(model, rows[1][None, -rest:], calls, taken)[0][0], alone[1][rest:])
+    assert storages_of(batch) == places
+
+
 def generate_continues_the_stream(animal):
     model, prompt = streaming(animal), random_ids(2, 5)
     model.generation_config.eos_token_id = None
@@ -263,6 +296,7 @@ CHECKS = [
     memory_is_constant,
     caches_do_not_meet,
     saved_and_cropped_streams_go_on,
+    rows_come_and_go,
     generate_continues_the_stream,
     bfloat16_runs,
     removing_leaves_no_trace,
