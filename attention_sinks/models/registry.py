@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..architecture.spec import Architecture
-from ..legacy import btlm, qwen
+from ..legacy import btlm, streaming_qwen
 from ..positions.rotary import (
     HALVES_BACKWARDS,
     HALVES_BY_PAIR,
@@ -154,7 +154,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture("Phi3Attention"),
     "phi4_multimodal": Architecture("Phi4MultimodalAttention", notes="text only"),
     "phimoe": Architecture("PhimoeAttention"),
-    "qwen": Architecture("Qwen2Attention", limit=qwen.limit),
+    "qwen": streaming_qwen.ARCHITECTURE,
     "qwen2": Architecture("Qwen2Attention"),
     "qwen2_moe": Architecture("Qwen2MoeAttention"),
     "qwen3": Architecture("Qwen3Attention"),
