@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import wraps
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -76,6 +77,14 @@ def streams_in_this_release(model_type: str) -> bool:
 GPTJ_IS_HANDED_POSITION_EMBEDDINGS = transformers_release() >= (5, 24)
 """Whether attention modules of GPT-J and CodeGen receive cosines and sines as an argument and use Transformers'
 attention interface. Older releases look cosines and sines up in a table of each module."""
+
+
+def tokenizers_read_gguf_themselves() -> bool:
+    """Whether tokenizers find the vocabulary of a GGUF file without the package `gguf`.
+
+    Since 5.24 they do, and the package is asked for the config alone.
+    """
+    return find_spec("transformers.integrations.gguf.gguf_tokenizer_mapping") is not None
 
 
 # ---- the name of the cache
