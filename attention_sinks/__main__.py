@@ -12,7 +12,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.exit(f"attention-sinks: error: {error.name} is not installed; call `pip install 'attention_sinks[cli]'`.")
+        cure = "call `pip install 'attention_sinks[cli]'`"
+        print(f"attention-sinks: error: the package {error.name} is not installed; {cure}.", file=sys.stderr)
+        sys.exit(2)
     app(prog_name="attention-sinks")
 
 

@@ -34,14 +34,14 @@ class Dtype(str, Enum):
 
 
 def check(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name on the hub, a folder or a .gguf file.")],
-    sinks: Annotated[int, typer.Option(min=0, help="First tokens that are never evicted.")] = 4,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name on the hub, folder or .gguf file.")],
+    sinks: Annotated[int, typer.Option(metavar="N", min=0, help="First tokens that are never evicted.")] = 4,
     window: Annotated[
-        list[int] | None, typer.Option(min=1, help="A window to tell the size of; may be given several times.")
+        list[int] | None, typer.Option(metavar="N", min=1, help="A window to size; may be given again.")
     ] = None,
-    run: Annotated[bool, typer.Option("--run", help="Load the model and compare it with plain Transformers.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="How --run loads the weights; auto: as they are stored.")] = Dtype.auto,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Load it and compare it with plain Transformers.")] = False,
+    dtype: Annotated[Dtype, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16 for --run.")] = Dtype.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
     """Say whether a model streams, and what it takes.
 
@@ -51,14 +51,15 @@ def check(
         from ..report.report import report_on
         from ..report.source import find_source
         from . import tables
+        from .quiet import quiet_libraries
 
-        tables.silence_libraries()
-        source = find_source(model)
-        report = report_on(source, sinks)
-        windows = tables.windows_to_show(report, window)
-        verification = _run(source, report, dtype.value) if run else None
+        with quiet_libraries():
+            source = find_source(model)
+            report = report_on(source, sinks)
+            windows = tables.windows_to_show(report, window)
+            verification = _run(source, report, dtype.value) if run else None
     if as_json:
-        typer.echo(json.dumps(tables.as_data(report, windows, verification), indent=2))
+        typer.echo(json.dumps(tables.as_data(report, windows, verification)))
     else:
         tables.show(report, windows, verification)
     if verification is not None and not verification.agrees:

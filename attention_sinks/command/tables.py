@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -20,13 +18,6 @@ WINDOWS = (252, 1020, 4092)
 
 WIDTH = 120
 """Columns of what does not go to a terminal."""
-
-
-def silence_libraries() -> None:
-    """Keep warnings from stderr that say what the table says, and how kernels or progress bars are missing."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger(__package__.partition(".")[0]).setLevel(logging.ERROR)
 
 
 def windows_to_show(report: ModelReport, asked: Sequence[int] | None) -> list[int]:

@@ -21,7 +21,8 @@ ARRAY, STRING = 9, 8
 def long_arrays_skipped() -> Iterator[None]:
     """Let Transformers read GGUF files without their long arrays for the length of a block.
 
-    Of a long array of strings, only the length is right: Transformers counts the words of the vocabulary.
+    Of a long array of strings, only the length is right: Transformers counts the words of the vocabulary. Where it
+    reads a file without the package `gguf`, this changes nothing.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from accelerate.utils import get_max_memory  # type: ignore[import-untyped]
@@ -45,7 +46,7 @@ def _needed(source: Source, report: ModelReport, config: PreTrainedConfig, dtype
     stored = str(config.dtype or "float32").removeprefix("torch.")
     if dtype in ("auto", stored) and source.gguf_file is None:
         for name in INDICES:
-            path = cached_file(source.place, name, _raise_exceptions_for_missing_entries=False)
-            if path is not None:
-                return int(json.loads(Path(path).read_text(encoding="utf-8"))["metadata"]["total_size"])
+            with suppress(OSError):  # it has no such file, or is a name that the hub cannot be asked about now
+                path = cached_file(source.place, name)
+                return int(json.loads(Path(str(path)).read_text(encoding="utf-8"))["metadata"]["total_size"])
     return report.parameters * BYTES.get(stored if dtype == "auto" else dtype, 2)

@@ -46,10 +46,22 @@ class MadeUpRoutes(TorchFunctionMode):
 
 
 def model_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a model with `config` in bfloat16 on the meta device, where its weights take no memory."""
+    """Return a model with `config` in bfloat16 on the meta device, where its weights take no memory.
+
+    Raises
+    ------
+    ValueError
+        When Transformers can make no model of such a config.
+    """
     auto: Any = next((auto for mapping, auto in AUTO_CLASSES if type(config) in mapping), transformers.AutoModel)
-    with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(deepcopy(config), dtype=torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(deepcopy(config), dtype=torch.bfloat16)
+    except Exception as error:  # sizes that do not fit together, numbers that are no sizes
+        raise ValueError(
+            f"no model can be made of its config ({error or type(error).__name__}); repair the config, or give another "
+            "model."
+        ) from error
     model.eval()
     return model
 

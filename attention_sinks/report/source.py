@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
-from transformers.utils.hub import is_offline_mode
 
 from ..models.registry import check_type
 from ..versions import tokenizers_read_gguf_themselves
@@ -100,23 +99,20 @@ def read_config(source: Source) -> PreTrainedConfig:
     if "model_type" not in raw:
         raise ValueError(f"the {CONFIG} of {source.name!r} has no model_type; add it, or give another model.")
     check_type(raw["model_type"])
-    return _config_of(source)
+    return _config_of(source, f"the {CONFIG} of {source.name!r}", "repair it, or give another model")
 
 
 def _read_gguf(source: Source) -> PreTrainedConfig:
     """Return the config that a GGUF file has among its metadata."""
     with long_arrays_skipped():
-        try:
-            return _config_of(source)
-        except Exception as error:  # what Transformers says of the architecture, or anything of a damaged file
-            raise ValueError(
-                f"{source.name!r} cannot be read ({error or type(error).__name__}); give another file, or the same "
-                "model as a folder."
-            ) from error
+        return _config_of(source, repr(source.name), "give another file, or the same model as a folder")
 
 
-def _config_of(source: Source) -> PreTrainedConfig:
-    config: PreTrainedConfig = AutoConfig.from_pretrained(**source.arguments, trust_remote_code=False)
+def _config_of(source: Source, what: str, cure: str) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(**source.arguments, trust_remote_code=False)
+    except Exception as error:  # a field that is none, an architecture that Transformers lacks, a damaged file
+        raise ValueError(f"{what} cannot be read ({error or type(error).__name__}); {cure}.") from error
     return config
 
 
@@ -124,10 +120,9 @@ def _not_found(source: Source, error: OSError) -> OSError:
     """Return what is said of a config that cannot be read."""
     if source.is_local:
         return OSError(f"the {CONFIG} of {source.name!r} cannot be read ({error}); repair it, or give another model.")
-    where = "and HF_HUB_OFFLINE is set, so the hub is not asked" if is_offline_mode() else "nor can the hub give it"
     return OSError(
-        f"{source.name!r} is no folder here, it is not in the hub's cache, {where}; check the name and the connection, "
-        "or give the folder of a model."
+        f"{source.name!r} is no folder here, it is not in the cache of the hub, and the hub does not give it; check "
+        "the name and the connection (HF_HUB_OFFLINE, too), or give the folder of a model."
     )
 
 
