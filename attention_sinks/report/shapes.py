@@ -67,9 +67,21 @@ def model_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def cache_of_one_token(model: PreTrainedModel) -> AttentionSinkKVCache:
-    """Return the cache of a model on the meta device, which has attention sinks, after a call of one token."""
+    """Return the cache of a model on the meta device, which has attention sinks, after a call of one token.
+
+    Raises
+    ------
+    ValueError
+        When the model cannot be called.
+    """
     cache = AttentionSinkKVCache(model)
     base, ids = base_model_of(model), torch.zeros(1, 1, dtype=torch.long, device="meta")
-    with torch.no_grad(), MadeUpRoutes():
-        base(input_ids=ids, cache=cache, use_cache=True)
+    try:
+        with torch.no_grad(), MadeUpRoutes():
+            base(input_ids=ids, cache=cache, use_cache=True)
+    except Exception as error:  # a config with sizes that do not fit together, or code that needs values
+        raise ValueError(
+            f"a model with its config cannot be called ({error or type(error).__name__}), so what a conversation takes "
+            "is unknown; repair the config, or load the model and look at cache.nbytes."
+        ) from error
     return cache

@@ -156,6 +156,7 @@ def test_a_file_that_is_no_model(tmp_path):
         ({"model_type": "t5"}, ["encoder-decoder"]),
         ({"model_type": "llama", "hidden_size": "wide"}, ["config.json", "hidden_size"]),
         ({"model_type": "llama", "vocab_size": -1}, ["no model can be made of its config"]),
+        ({"model_type": "deepseek_v2", "num_hidden_layers": 2}, ["cannot be called", "repair the config"]),
         ({"model_type": "mistral", "sliding_window": 5}, ["leaves no window", "at most 3 sinks"]),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, (dict, str)) else "",
