@@ -10,8 +10,6 @@ from . import versions  # noqa: F401  # it refuses a Transformers that is too ol
 # isort: split
 from importlib import import_module
 
-from transformers import AutoTokenizer
-
 from . import model_classes
 from .legacy import register_legacy
 
@@ -22,8 +20,10 @@ if TYPE_CHECKING:
         AutoModelForQuestionAnswering,
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
+        AutoTokenizer,
     )
     from .cache.cache import AttentionSinkKVCache
+    from .chat.answer import Answer, AnswerStream, AnswerStreams, Piece, Usage
     from .chat.chat import StreamingChat
     from .generation.contrastive import contrastive_search
     from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks
@@ -36,13 +36,19 @@ register_legacy()
 __version__ = "0.5.0"
 
 _MODULES = {
+    "Answer": "chat.answer",
+    "AnswerStream": "chat.answer",
+    "AnswerStreams": "chat.answer",
     "AttentionSinkKVCache": "cache.cache",
     "AutoModel": "auto",
     "AutoModelForCausalLM": "auto",
     "AutoModelForQuestionAnswering": "auto",
     "AutoModelForSequenceClassification": "auto",
     "AutoModelForTokenClassification": "auto",
+    "AutoTokenizer": "auto",
+    "Piece": "chat.answer",
     "StreamingChat": "chat.chat",
+    "Usage": "chat.answer",
     "Verification": "verification",
     "attention_sinks_injected": "inject",
     "contrastive_search": "generation.contrastive",
@@ -56,6 +62,9 @@ _MODULES = {
 Transformers as long to load as all that `import attention_sinks` needs."""
 
 __all__ = [
+    "Answer",
+    "AnswerStream",
+    "AnswerStreams",
     "AttentionSinkKVCache",
     "AutoModel",
     "AutoModelForCausalLM",
@@ -63,7 +72,9 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoTokenizer",
+    "Piece",
     "StreamingChat",
+    "Usage",
     "Verification",
     "attention_sinks_injected",
     "contrastive_search",

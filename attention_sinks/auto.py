@@ -1,4 +1,7 @@
-"""The `Auto*` classes of Transformers, with attention sinks injected into the models that they load."""
+"""The `Auto*` classes of Transformers, with attention sinks injected into the models that they load.
+
+`AutoTokenizer` is among them because Transformers' own does not load from the path of a GGUF file alone.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,13 @@ from dataclasses import astuple
 from typing import Any, Generic, Literal, TypeVar, overload
 
 import transformers
-from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .checkpoints import check_checkpoint
+from .gguf_files import find_gguf, into_plain_weights, naming_the_package
 from .inject import inject_attention_sinks
-from .models.registry import architecture_of, check_type
+from .models.registry import architecture_of
 from .settings import Prefill, SinkSettings, check_names
-
-HUB_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "gguf_file",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
-"""Arguments of `from_pretrained` that say where a config is found."""
 
 
 class GenerativeModel(PreTrainedModel, GenerationMixin):
@@ -85,7 +78,8 @@ class _Streaming(Generic[ModelT]):
         Parameters
         ----------
         pretrained_model_name_or_path : str or os.PathLike
-            Name of a repository of the Hugging Face Hub, or a folder.
+            Name of a repository of the Hugging Face Hub, a folder, or the path of a GGUF file. The weights of a GGUF
+            file are unpacked into an ordinary model unless `quantization_config` says otherwise.
         attention_sink_size : int, default 4
             S, the number of first tokens of every stream that are never evicted.
         attention_sink_window_size : int, default 1020
@@ -105,17 +99,19 @@ class _Streaming(Generic[ModelT]):
         ------
         NotImplementedError
             When the architecture is not supported.
+        ImportError
+            When a package is missing that quantised weights or a GGUF file need. The message has the command that
+            installs it.
+        FileNotFoundError
+            When there is no such GGUF file.
         TypeError, ValueError
-            When a setting is misspelt or out of range.
+            When a setting is misspelt or out of range, or a GGUF file cannot be read.
         """
         settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
         check_names(kwargs)
-        config = kwargs.get("config") or _peek(pretrained_model_name_or_path, kwargs)
-        if isinstance(config, PreTrainedConfig):
-            architecture_of(config)
-        loaded = super().from_pretrained(  # type: ignore[misc]  # a class of Transformers comes next
-            pretrained_model_name_or_path, *model_args, **kwargs
-        )
+        name, kwargs = find_gguf(pretrained_model_name_or_path, kwargs)
+        kwargs = into_plain_weights(check_checkpoint(name, kwargs))
+        loaded = super().from_pretrained(name, *model_args, **kwargs)  # type: ignore[misc]  # Transformers' comes next
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         inject_attention_sinks(model, *astuple(settings))
         return loaded
@@ -160,29 +156,6 @@ class _Streaming(Generic[ModelT]):
         return model
 
 
-def _peek(name: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
-    """Read the config of a checkpoint, without its own code, even where the user trusts that.
-
-    None when it has none, as the folder of an adapter, or cannot be read without its code: loading will tell.
-
-    Raises
-    ------
-    NotImplementedError
-        When its type is unknown to Transformers and to this library.
-    """
-    found = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-    try:
-        raw, _ = PreTrainedConfig.get_config_dict(name, **found)
-    except (OSError, ValueError):
-        return None
-    check_type(raw.get("model_type"))
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False, **found)
-    except Exception:  # whatever it is, loading will meet it again, unless the checkpoint's own code knows better
-        return None
-    return config
-
-
 class AutoModel(_Streaming[PreTrainedModel], transformers.AutoModel):
     __doc__ = _Streaming.__doc__
 
@@ -203,3 +176,39 @@ class AutoModelForTokenClassification(_Streaming[PreTrainedModel], transformers.
 
 class AutoModelForQuestionAnswering(_Streaming[PreTrainedModel], transformers.AutoModelForQuestionAnswering):
     __doc__ = _Streaming.__doc__
+
+
+class AutoTokenizer(transformers.AutoTokenizer):
+    """The tokenizers of Transformers. `from_pretrained` also takes the path of a GGUF file."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # Transformers names two subclasses, by names that change
+        cls, pretrained_model_name_or_path: Any, *inputs: Any, **kwargs: Any
+    ) -> PreTrainedTokenizerBase:
+        """Load a tokenizer as Transformers does, from a repository, a folder, or a GGUF file.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or os.PathLike
+            Name of a repository of the Hugging Face Hub, a folder, or the path of a GGUF file.
+        *inputs, **kwargs
+            All other arguments of Transformers' `from_pretrained`.
+
+        Returns
+        -------
+        PreTrainedTokenizerBase
+            The tokenizer, of a class of Transformers.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is no such GGUF file.
+        ImportError
+            When the package that reads such files is missing.
+        ValueError
+            When the file is no GGUF file, or one part of several.
+        """
+        name, kwargs = find_gguf(pretrained_model_name_or_path, kwargs)
+        with naming_the_package(kwargs):
+            tokenizer: PreTrainedTokenizerBase = super().from_pretrained(name, *inputs, **kwargs)
+        return tokenizer

@@ -3,7 +3,6 @@
 `assert_type` fails when a type is another one. A `type: ignore` fails when its line has no mistake of that kind.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,10 +10,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from typing_extensions import assert_type
 
 from attention_sinks import (
+    Answer,
+    AnswerStream,
+    AnswerStreams,
     AttentionSinkKVCache,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    Piece,
     StreamingChat,
     Verification,
     attention_sinks_injected,
@@ -59,10 +62,14 @@ assert_type(report.agrees, bool)
 
 tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained("name")
 chat = StreamingChat(model, tokenizer, system="You are a helpful assistant.")
-assert_type(chat.send("Hello!"), Iterator[str])
-assert_type(chat.send(["Hello!", "Bonjour!"]), Iterator[list[str]])
+assert_type(chat.send("Hello!"), AnswerStream)
+assert_type(chat.send([{"role": "tool", "content": "5"}]), AnswerStream)
+assert_type(chat.send(["Hello!", "Bonjour!"]), AnswerStreams)
 for piece in chat.send("Hello!"):
-    assert_type(piece, str)
+    assert_type(piece, Piece)
+    text: str = piece
+assert_type(chat.ask("Hello!"), Answer)
+assert_type(chat.ask(["Hello!", "Bonjour!"]), list[Answer])
 assert_type(chat.cache, AttentionSinkKVCache)
 assert_type(chat.cache.nbytes, int)
 chat.save("chat.safetensors")

@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from functools import partial
-from typing import Any, TypeVar, cast, overload
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import starmap, zip_longest
+from typing import Any, Literal, TypeVar, cast, get_args, overload
 
-import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.files import naming
-from ..cache.schema import checked
 from ..cache.storage import read_file, write_file
-from ..versions import CACHE
-from .decoding import Feed, Said, decode
+from .answer import Answer, AnswerStream, AnswerStreams, Piece
+from .decoding import Step, decode, ends_of
+from .formats import format_of
 from .interrupts import interrupts_held_back
-from .saved_chat import ChatState, check_unfed, generation_config_of
-from .template import ChatTemplate
-from .text import AnswerText
+from .messages import Message, Turn, Turns, is_turn, turns_of
+from .parsing import AnswerParser
+from .rows import Row
+from .saved_chat import fitting_chat, saved_state
+from .stream import ChatStream, Progress, Reading, Stopped
+from .template import TOOL_ROLES, ChatTemplate, Prompt, Said
 
-PIECE = 256
-"""A longer message is read in pieces of this many columns. Between two pieces the reading can be stopped."""
+logger = logging.get_logger(__name__)
 
-Progress = Callable[[int, int], Any]
-"""It is told how many columns of a message have been read, and how many there are."""
+Thoughts = Literal["keep", "forget"]
+"""What becomes of the thoughts of an answer: they stay in the stream as they were said, or they leave it at its end."""
+
+OnEvict = Callable[..., Any]
 
 ChatT = TypeVar("ChatT", bound="StreamingChat")
-
-
-class _Stopped(Exception):
-    """The reading of a message has been stopped."""
 
 
 class StreamingChat:
@@ -57,13 +57,36 @@ class StreamingChat:
     generation_config : GenerationConfig, optional
         How answers are chosen, greedily or by sampling, and where they end. It may be changed between turns. Values
         that it leaves open come from the model's own generation config. The default is that config. `max_new_tokens`,
-        else `max_length`, else 1,024 limits every answer.
+        else `max_length`, else 1,024 limits every answer. An answer ends at the config's end tokens and at the
+        tokenizer's.
     pin_system_prompt : bool, default True
         Whether the chat never forgets the system prompt. If so, all tokens before the words of the first message
         become sinks of this chat's cache when they are more than the model's S. The window stays the model's W.
     chat_template : str, optional
         Jinja template, or the name of one of the tokenizer's. It helps where the tokenizer has no template or one that
-        rewrites earlier messages. The default is the tokenizer's own template.
+        cannot stream. The default is the tokenizer's own template.
+    chat_template_kwargs : dict, optional
+        Keywords for the chat template, such as `{"enable_thinking": False}`.
+    tools : list of dict or function, optional
+        Tools that the model may call, as `apply_chat_template` takes them: JSON schemas, or Python functions with types
+        and a docstring.
+    thoughts : "keep" or "forget", default "keep"
+        What becomes of the thoughts of an answer. "keep": they stay in the stream as they were said, until they are
+        evicted. "forget": after an answer the stream is as if it had been fed without its thoughts, as the chat
+        template writes it in a history. While an answer is made, the cache is then in memory twice. Thoughts between
+        calls of tools and their results are forgotten with the last answer.
+    on_evict : callable, optional
+        Called as `on_evict(turn, tokens)` with the number of a turn, from 1, and the list of its tokens that have left
+        the window: after a message is read, and after an answer. Chats of several conversations also pass
+        `conversation`, a number from 0. What `thoughts="forget"` takes out has not left the window.
+    keep_transcript : bool, default False
+        Whether `transcript` keeps all messages and answers as text. It grows with the conversation.
+    autosave : str or os.PathLike, optional
+        The chat is saved to this file after every turn. An answer that was left is saved with the next turn, or by
+        `stop()`.
+    compile : bool, default False
+        Whether steps of single tokens run in one graph of `torch.compile`. It is compiled with the first answer, which
+        takes a minute or two; see the guide on compiling.
 
     Attributes
     ----------
@@ -73,15 +96,19 @@ class StreamingChat:
     Raises
     ------
     ValueError
-        When the model has no head or no attention sinks, or the chat template cannot stream.
+        When the model has no head or no attention sinks, the chat template cannot stream or ignores the tools, or the
+        model's steps cannot be compiled.
     TypeError
-        When `system` is no text.
+        When `system` is no text, `tools` no list, or `chat_template_kwargs` no dict of keywords.
+    OSError
+        When there is no folder for `autosave`, or it cannot be written.
 
     Examples
     --------
     >>> chat = StreamingChat(model, tokenizer, system="You are a helpful assistant.")
     >>> for piece in chat.send("Hello!"):
     ...     print(piece, end="", flush=True)
+    >>> print(chat.ask("And in French?"))
     """
 
     def __init__(
@@ -93,6 +120,13 @@ class StreamingChat:
         generation_config: GenerationConfig | None = None,
         pin_system_prompt: bool = True,
         chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        thoughts: Thoughts = "keep",
+        on_evict: OnEvict | None = None,
+        keep_transcript: bool = False,
+        autosave: str | os.PathLike[str] | None = None,
+        compile: bool = False,
     ) -> None:
         self.model = cast(Any, model)  # a PeftModel passes on what it lacks, which no type says
         self.tokenizer = tokenizer
@@ -100,15 +134,20 @@ class StreamingChat:
             raise ValueError(
                 f"model={type(model).__name__} cannot generate; use a model loaded with AutoModelForCausalLM."
             )
-        self.template = ChatTemplate(tokenizer, system, chat_template)
+        if thoughts not in get_args(Thoughts):
+            raise ValueError(f"thoughts={thoughts!r} must be 'keep' or 'forget'.")
+        _check_callable("on_evict", on_evict)
+        self.template = ChatTemplate(tokenizer, system, chat_template, tools, chat_template_kwargs)
+        self.format = format_of(tokenizer, self.template.source, with_tools=self.template.tools is not None)
+        self.thoughts, self.on_evict, self.keep_transcript = thoughts, on_evict, keep_transcript
+        self.autosave = None if autosave is None else _writable(autosave)
         self.generation_config: GenerationConfig = copy.deepcopy(generation_config or self.model.generation_config)
-        self.cache = self.make_cache(len(self.template.prefix()) if pin_system_prompt else 0)
-        # By the length of the cache: the tokens of each row that were said but not fed when it had that length.
-        self._unfed_at: dict[int, list[list[int]]] = {}
-        self._unread: AttentionSinkKVCache | None = None  # the cache without the message that is being read in pieces
+        cache = self.make_cache(len(self.template.prefix()) if pin_system_prompt else 0)
+        self._warn_of_ends()
+        self._stream = ChatStream(self.model, cache, compiles=compile and self._can_compile(cache))
         self._turn: Callable[[], Any] = lambda: None  # a weak reference to the answer that is being made
         self._stopping = threading.Event()  # of that answer
-        self._pressed: Callable[[], bool] = bool  # whether Ctrl-C was pressed in the step that is being made
+        self._voices: list[AnswerParser] = []  # of the answers that are being made, or were made last
 
     def make_cache(self, sink_size: int) -> AttentionSinkKVCache:
         """Make the cache of this chat, with the model's sizes but at least `sink_size` sinks.
@@ -118,20 +157,38 @@ class StreamingChat:
         settings = setup_of(self.model).settings
         return AttentionSinkKVCache(self.model, max(sink_size, settings.sink_size), settings.window_size)
 
-    @overload
-    def send(self, text: str, *, progress: Progress | None = None) -> Iterator[str]: ...
+    @property
+    def cache(self) -> AttentionSinkKVCache:
+        return cast(AttentionSinkKVCache, self._stream.cache)
+
+    # ---- talking
 
     @overload
-    def send(self, text: list[str] | tuple[str, ...], *, progress: Progress | None = None) -> Iterator[list[str]]: ...
+    def send(
+        self, message: Turn, *, on_progress: Progress | None = None, chat_template_kwargs: dict[str, Any] | None = None
+    ) -> AnswerStream: ...
+
+    @overload
+    def send(
+        self,
+        message: Turns,
+        *,
+        on_progress: Progress | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> AnswerStreams: ...
 
     def send(
-        self, text: str | list[str] | tuple[str, ...], *, progress: Progress | None = None
-    ) -> Iterator[str] | Iterator[list[str]]:
-        """Send a message and return an iterator over the answer, which the model makes while it is read.
+        self,
+        message: Turn | Turns,
+        *,
+        on_progress: Progress | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> AnswerStream | AnswerStreams:
+        """Send a message and return the answer, which the model makes while it is read.
 
-        The model reads nothing before the first piece is asked for. Five things stop the answer: closing the iterator,
-        leaving its loop, `stop()`, Ctrl-C and sending the next message. The words said until then stay in the stream,
-        and the next turn closes the answer.
+        The model reads nothing before the first piece is asked for. Five things stop the answer: closing it, leaving
+        its loop, `stop()`, Ctrl-C and sending the next message. The words said until then stay in the stream, and the
+        next turn closes the answer.
 
         A long message is read in pieces of 256 tokens. `stop()` and Ctrl-C take effect after the piece that is being
         read, and the chat is then as it was before the message. Meanwhile the cache is in memory twice. A dense prefill
@@ -139,38 +196,65 @@ class StreamingChat:
 
         Parameters
         ----------
-        text : str, list of str or tuple of str
-            A message of any length. A list or tuple has one message for each of several conversations, the same number
-            in every turn.
-        progress : callable, optional
-            Called as `progress(read, total)` after each piece of the message, with the tokens of the longest row that
-            have been read and that there are. It may call `stop()`, and it may raise.
+        message : str, dict or list
+            The text of a user's message, of any length; or a message as `apply_chat_template` takes it, with `role` and
+            `content`; or a list of messages, such as the results of tools (`{"role": "tool", "name": …, "content":
+            …}`). A list of texts, or of lists of messages, has a turn for each of several conversations, the same
+            number every time. Messages are text: special tokens that they spell have no effect.
+        on_progress : callable, optional
+            Called as `on_progress(read, total)` after each piece of the message, with the tokens of the longest row
+            that have been read and that there are. It may call `stop()`, and it may raise.
+        chat_template_kwargs : dict, optional
+            Keywords for the chat template in this turn, beside those of the chat.
 
         Returns
         -------
-        iterator of str, or of list of str
-            Pieces of the answer, most of them a word. For several conversations, lists with one piece of each; a piece
-            is empty when that answer has no new word or has ended.
+        AnswerStream or AnswerStreams
+            An iterator over pieces of the answer, most of them a word, which also tells its text, thoughts, calls of
+            tools, why it ended, and how many tokens it took. For several conversations, an iterator over lists with one
+            piece of each; a piece is empty when that answer has no new word or has ended. `async for` reads both.
 
         Raises
         ------
         TypeError
-            When `text` is not text, or `progress` cannot be called.
+            When `message` is none of the forms, `on_progress` cannot be called, or `chat_template_kwargs` is no dict of
+            keywords.
         ValueError
-            When `text` has another number of messages than the chat has conversations; or, with the first piece, when
-            the generation config cannot stream.
+            When there is another number of turns than the chat has conversations, or the chat template has nothing for
+            the role of a message; or, with the first piece, when the generation config cannot stream.
         RuntimeError
             When another thread is making an answer of this chat. After any error before the message is read to its end,
             the chat is as it was.
         """
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress={progress!r:.80} cannot be called; pass a function of two numbers.")
-        texts = self._checked(text)
+        _check_callable("on_progress", on_progress)
+        options = dict(chat_template_kwargs) if isinstance(chat_template_kwargs, dict) else chat_template_kwargs
+        turns = self._checked(message, options)
         self.stop()
-        stopping = threading.Event()
-        turn = self._take_turn(texts, isinstance(text, str), partial(self._feed, progress, stopping), stopping)
+        stopping, answers = threading.Event(), [Answer() for _ in turns]
+        alone = is_turn(message)
+        turn = self._take_turn(turns, alone, answers, options, on_progress, stopping)
         self._turn, self._stopping = weakref.ref(turn), stopping
-        return turn
+        return AnswerStream(turn, self.stop, answers[0]) if alone else AnswerStreams(turn, self.stop, answers)
+
+    asend = send
+    """The same, for an event loop: `async for piece in chat.asend("Hello!")`. Steps are made in threads; cancelling
+    the task stops the answer."""
+
+    @overload
+    def ask(self, message: Turn, **options: Any) -> Answer: ...
+
+    @overload
+    def ask(self, message: Turns, **options: Any) -> list[Answer]: ...
+
+    def ask(self, message: Turn | Turns, **options: Any) -> Answer | list[Answer]:
+        """Send a message and return the finished answer; for several conversations a list of answers.
+
+        Parameters and errors are those of `send`. `str(answer)` is its text.
+        """
+        stream = self.send(cast(Any, message), **options)
+        for _ in cast(Iterable[Any], stream):
+            pass
+        return stream.answers if isinstance(stream, AnswerStreams) else stream.answer
 
     def stop(self) -> None:
         """Stop the answer that is being made, if there is one. The chat can go on.
@@ -180,37 +264,64 @@ class StreamingChat:
         turn = self._turn()
         self._stopping.set()
         if turn is not None and not turn.gi_running:
+            was_made = any(voice.answer.finish_reason is None for voice in self._voices)
             turn.close()
+            if was_made and self.autosave is not None and self._stream.rows is not None:
+                self._save(self.autosave)
 
     def reset(self) -> None:
         """Forget the conversations. The next message begins new ones, of any number."""
         self._check_idle("reset")
         self.stop()
-        self.cache.reset()
+        self._voices = []
+        self._stream.reset()
 
-    def _checked(self, text: Any) -> list[str]:
-        """Return the message of each conversation, or raise what `send` raises."""
-        self._check_idle("send")
-        texts = [text] if isinstance(text, str) else text
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(each, str) for each in texts):
-            raise TypeError(f"text={text!r:.80} must be a str, or a list of them for several conversations.")
-        if not texts:
-            raise ValueError("text=[] has no message; pass one for each conversation.")
-        if self._unfed is not None and len(texts) != len(self._unfed):
-            raise ValueError(
-                f"text has {len(texts)} messages, but this chat holds {len(self._unfed)} conversations; pass one "
-                "message for each, or reset() the chat."
-            )
-        return list(texts)
+    # ---- what it knows
+
+    @property
+    def turns_in_window(self) -> list[int] | list[list[int]]:
+        """The numbers, from 1, of the turns of which nothing has been forgotten; for several conversations a list each.
+
+        A turn is its messages and the answer. An earlier turn may still be remembered in part.
+        """
+        rows = self._stream.rows or ()
+        if not isinstance(self._stream.cache, AttentionSinkKVCache):
+            found = [list(range(1, row.turn + 1)) for row in rows]  # nothing is evicted
+        else:
+            sinks, window = self.cache.settings.sink_size, self.cache.settings.window_size
+            parts = zip(self._stream.logs, rows, self._stream.seen, strict=True)
+            found = [log.whole(row.turn, seen, sinks, window) for log, row, seen in parts]
+        return found if len(found) > 1 else (found[0] if found else [])
+
+    @property
+    def transcript(self) -> list[Message] | list[list[Message]] | None:
+        """All messages and answers, for several conversations a list each; None without `keep_transcript`."""
+        if not self.keep_transcript:
+            return None
+        found = [copy.deepcopy(list(row.transcript or ())) for row in self._stream.rows or ()]
+        return found if len(found) > 1 else (found[0] if found else [])
+
+    def __repr__(self) -> str:
+        rows, cache = self._stream.rows or (), self._stream.cache
+        name = getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
+        turns = max((row.turn for row in rows), default=0)
+        seen = self._stream.seen
+        cached = cache.tokens_cached.tolist() if isinstance(cache, AttentionSinkKVCache) else seen
+        nbytes = f", nbytes={cache.nbytes}" if isinstance(cache, AttentionSinkKVCache) else ""
+        return (
+            f"{type(self).__name__}(model={name!r}, turns={turns}, tokens_seen={seen}, tokens_cached={cached}{nbytes})"
+        )
 
     # ---- saving
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversations to one safetensors file, from which `load` continues, even amid an answer.
 
-        The file holds the cache, the tokens that are not in the cache yet, the system prompt, the chat template and the
-        generation config. A file that is already at `path` is replaced once the new one is complete, which keeps its
-        mode; a new file is readable by its owner alone.
+        The file holds the cache, the tokens that are not in the cache yet, the system prompt, the chat template with
+        its keywords and tools, the generation config and the transcript, where there is one. A file that is already at
+        `path` is replaced once the new one is complete, which keeps its mode; a new file is readable by its owner
+        alone. Amid an answer whose thoughts are to be forgotten, what was said of it stays a part of it: the file holds
+        the chat as if the answer had been stopped.
 
         Parameters
         ----------
@@ -224,20 +335,19 @@ class StreamingChat:
         NotImplementedError
             When the chat's cache is not an `AttentionSinkKVCache`.
         """
-        if not isinstance(self.cache, AttentionSinkKVCache):
+        if not isinstance(self._stream.cache, AttentionSinkKVCache):
             raise NotImplementedError(f"a chat in a {type(self.cache).__name__} cannot be saved; use a StreamingChat.")
         self._check_idle("save")
-        tensors, cache = self.cache.snapshot()
-        state = {
-            "kind": "StreamingChat",
-            "cache": cache,
-            "unfed": self._unfed,
-            "system": self.template.system,
-            "chat_template": self.template.chat_template,
-            "turn": self.template.next_turn(""),
-            "generation_config": json.loads(self.generation_config.to_json_string()),
-        }
-        write_file(path, tensors, state)
+        self._save(path)
+
+    def _save(self, path: str | os.PathLike[str]) -> None:
+        stream = copy.copy(self._stream)
+        if stream.rows is not None:
+            stream.rows = tuple(starmap(self._as_left, zip_longest(stream.rows, self._voices)))
+        if stream.fork is not None:
+            self._forget_in_copy(stream)
+        tensors, cache = stream.cache.snapshot()
+        write_file(path, tensors, saved_state(self, cache, stream))
 
     @classmethod
     def load(
@@ -247,6 +357,9 @@ class StreamingChat:
         tokenizer: PreTrainedTokenizerBase,
         *,
         generation_config: GenerationConfig | None = None,
+        on_evict: OnEvict | None = None,
+        autosave: str | os.PathLike[str] | None = None,
+        compile: bool = False,
     ) -> ChatT:
         """Restore the chat that was saved to `path`.
 
@@ -260,6 +373,8 @@ class StreamingChat:
             The model and tokenizer of the saved chat, or the same checkpoint loaded anew.
         generation_config : GenerationConfig, optional
             It takes the place of the saved one.
+        on_evict, autosave, compile
+            As at construction; no file holds them.
 
         Raises
         ------
@@ -271,108 +386,181 @@ class StreamingChat:
         config = setup_of(model).model.config
         tensors, state = read_file(path)
         with naming(path):
-            saved = checked(ChatState, state)
+            saved = fitting_chat(state, generation_config)
             cache = AttentionSinkKVCache.from_snapshot(model, tensors, saved.cache)
-            check_unfed(saved.unfed, cache.batch_size, config.vocab_size)
-            if generation_config is None:
-                generation_config = generation_config_of(saved.generation_config)
-        chat = cls(
-            model,
-            tokenizer,
-            system=saved.system,
-            generation_config=generation_config,
-            chat_template=saved.chat_template,
-        )
-        if chat.template.next_turn("") != saved.turn:
+            rows, logs = saved.conversations(cache, config.vocab_size)
+        options: dict[str, Any] = {"on_evict": on_evict, "autosave": autosave, "compile": compile}
+        chat = cls(model, tokenizer, **saved.arguments(generation_config), **options)
+        if chat.template.next_turn("").ids != saved.turn:
             raise ValueError(
                 f"path={str(path)!r} holds a chat with another tokenizer or chat template; use those it was saved with."
             )
-        chat.cache = cache
-        if saved.unfed is not None:
-            chat._unfed_at = {cache.get_seq_length(): saved.unfed}
+        chat._stream.cache = cache
+        if rows is not None:
+            chat._stream.rows, chat._stream.logs = rows, logs
         return chat
 
     # ---- one turn
 
+    def _checked(self, message: Any, options: Any) -> list[list[Message]]:
+        """Return the messages of each conversation, or raise what `send` raises."""
+        self._check_idle("send")
+        turns, rows = turns_of(message), self._stream.rows
+        if rows is not None and len(turns) != len(rows):
+            raise ValueError(
+                f"message has {len(turns)} turns, but this chat holds {len(rows)} conversations; pass one for each, or "
+                "reset() the chat."
+            )
+        if options is not None:
+            self.template.check_options(options)
+            if rows is not None:
+                self.template.check_still_read(options)
+        for turn, row in zip(turns, rows or [None] * len(turns), strict=True):
+            self.template.check_roles(turn, None if row is None else Said("", row.ended, row.tool_calls))
+        if self.thoughts == "forget" and len(turns) > 1 and _keeps_states(self.cache):
+            raise ValueError(
+                f"thoughts='forget' is not possible for {len(turns)} conversations at once on a model that keeps "
+                "states beside its attention, which cannot be fed answers of different lengths; use a chat for each, "
+                "or thoughts='keep'."
+            )
+        return turns
+
     def _take_turn(
-        self, texts: list[str], alone: bool, feed: Feed, stopping: threading.Event
+        self,
+        turns: list[list[Message]],
+        alone: bool,
+        answers: list[Answer],
+        options: dict[str, Any] | None,
+        on_progress: Progress | None,
+        stopping: threading.Event,
     ) -> Generator[Any, None, None]:
         """Yield lists with a piece of each answer or, for a conversation `alone`, its pieces."""
-        answers = [AnswerText(self.tokenizer) for _ in texts]
-        steps = decode(self.model, self.tokenizer, self._new_tokens(texts), self.generation_config, feed)
-        while not stopping.is_set() and (step := self._next(steps)) is not None:
-            pieces = [answer.add(token, ended) for answer, token, ended in zip(answers, *step, strict=True)]
-            if any(pieces):
-                yield pieces[0] if alone else pieces
+        self._settle_answers(turns)
+        steps = self._steps(turns, answers, options, on_progress, stopping)
+        pieces: list[list[Piece]] | None = []
+        try:
+            while not stopping.is_set() and (pieces := self._next(steps)) is not None:
+                yield from _handed_out(pieces, alone)
+        finally:
+            pieces = self._leave()
+        yield from _handed_out(pieces, alone)
+        if any(voice.answer.begun for voice in self._voices):
+            self._end_turn()
 
-    def _new_tokens(self, texts: list[str]) -> list[list[int]]:
-        """Return the tokens that each row feeds: those that were said but not fed, and those that this turn adds."""
-        unfed = self._unfed
-        if unfed is None:
-            return [self.template.first_turn(text) for text in texts]
-        return [before + self.template.next_turn(text) for before, text in zip(unfed, texts, strict=True)]
+    def _steps(
+        self,
+        turns: list[list[Message]],
+        answers: list[Answer],
+        options: dict[str, Any] | None,
+        on_progress: Progress | None,
+        stopping: threading.Event,
+    ) -> Iterator[Step]:
+        """Return the steps of the answers, of which the first reads the messages."""
+        prompts = self._prompts(turns, options)
+        reading = self._reading(turns, prompts, options, on_progress, stopping)
+        self._voices = [
+            AnswerParser(self.tokenizer, self.format, answer, prompt, self.template.tools)
+            for answer, prompt in zip(answers, prompts, strict=True)
+        ]
+        feed = self._stream.reader(reading)
+        return decode(self.model, self.tokenizer, reading.prompts, self.generation_config, feed)
 
-    def _next(self, steps: Iterator[Said]) -> Said | None:
-        """Run one step and note its tokens as unfed. Ctrl-C waits until both are done, or until a piece is read."""
-        with interrupts_held_back() as self._pressed:
+    def _next(self, steps: Iterator[Step]) -> list[list[Piece]] | None:
+        """Run one step, note its tokens as unfed, and return the new pieces of each answer.
+
+        Ctrl-C waits until that is done, or until a piece of the message is read.
+        """
+        stream = self._stream
+        with interrupts_held_back() as stream.pressed:
             try:
                 step = next(steps, None)
-            except _Stopped:
+            except Stopped:
                 step = None
             finally:
-                self._settle()
-            if step is not None and (before := self._unfed) is not None:
-                said = zip(before, step[0], strict=True)
-                unfed = [tokens if token is None else [*tokens, token] for tokens, token in said]
-                self._unfed_at = {self.cache.get_seq_length(): unfed}
-        return step
+                stream.settle()
+            if step is None or (rows := stream.rows) is None:
+                return None
+            first = not self._voices[0].answer.begun
+            said = zip(rows, self._voices, *step, self._cached(), strict=True)
+            heard = [self._hear(row, voice, token, reason, cached) for row, voice, token, reason, cached in said]
+            stream.rows = tuple(row for row, _ in heard)
+        if first:
+            self._report_evicted()
+        return [pieces for _, pieces in heard]
 
-    # ---- reading
+    def _hear(
+        self, row: Row, voice: AnswerParser, token: int | None, reason: str | None, cached: int
+    ) -> tuple[Row, list[Piece]]:
+        """Return where a conversation stands after a step of its answer, and the new pieces of that."""
+        if not row.is_open:
+            return row, []
+        pieces = voice.say(token, cast(Any, reason), cached) if voice.answer.finish_reason is None else []
+        row = row.said(token, ended=reason == "stop")
+        if reason is not None:
+            row = row.answered(voice.answer.message, self.thoughts == "forget")
+        return row, pieces
 
-    @property
-    def _unfed(self) -> list[list[int]] | None:
-        """The tokens of each row that were said but not fed; None before the first turn."""
-        return self._unfed_at.get(self.cache.get_seq_length())
+    def _leave(self) -> list[list[Piece]]:
+        """End the answers that nobody has ended; return the pieces that were held back."""
+        rows, voices = self._stream.rows, self._voices
+        if rows is None or len(rows) != len(voices) or not any(row.is_open for row in rows):
+            return []
+        for row, voice in zip(rows, voices, strict=True):
+            voice.go_back(row.count)
+        heard = [
+            self._hear(row, voice, None, voice.answer.finish_reason or "interrupted", cached)
+            for row, voice, cached in zip(rows, voices, self._cached(), strict=True)
+        ]
+        self._stream.rows = tuple(row for row, _ in heard)
+        return [pieces for _, pieces in heard]
 
-    def _feed(
+    def _end_turn(self) -> None:
+        """Do what follows a turn: forget thoughts, tell what was evicted, save."""
+        if not any(row.tool_calls for row in self._stream.rows or ()):  # else the exchange goes on
+            self._forget()
+        self._report_evicted()
+        if self.autosave is not None:
+            self._save(self.autosave)
+
+    # ---- what a turn feeds
+
+    def _prompts(self, turns: list[list[Message]], options: dict[str, Any] | None) -> list[Prompt]:
+        """Return what each conversation's turn adds to its stream."""
+        rows = self._stream.rows
+        if rows is None:
+            return [self.template.first_turn(messages, options) for messages in turns]
+        return [
+            self.template.next_turn(messages, Said(self._decoded(row.tail), row.ended, row.tool_calls), options)
+            for messages, row in zip(turns, rows, strict=True)
+        ]
+
+    def _reading(
         self,
-        progress: Progress | None,
+        turns: list[list[Message]],
+        prompts: list[Prompt],
+        options: dict[str, Any] | None,
+        on_progress: Progress | None,
         stopping: threading.Event,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **arguments: Any,
-    ) -> torch.Tensor:
-        """Feed the columns [batch, n] that the mask keeps. A row that has fed a token has no unfed tokens any more.
+    ) -> Reading:
+        """Return how the turns are read: what was said but not fed comes first."""
+        before = self._stream.rows or tuple(Row(transcript=() if self.keep_transcript else None) for _ in turns)
+        forgets = self.thoughts == "forget"
+        opening = None
+        if forgets and self.format.has_thoughts and self._stream.fork is None:
+            opening = max(prompt.opening for prompt in prompts)
+        return Reading(
+            prompts=[[*row.unfed, *prompt.ids] for row, prompt in zip(before, prompts, strict=True)],
+            rows=tuple(row.asked(messages, forgets) for row, messages in zip(before, turns, strict=True)),
+            opening=opening,
+            options=options,
+            progress=on_progress,
+            stopping=stopping,
+        )
 
-        That is noted beforehand for the length that the cache will have, so that it is true as soon as it has it.
-        """
-        columns, length, before = input_ids.shape[1], self.cache.get_seq_length(), self._unfed
-        fed = [True] * len(input_ids) if attention_mask is None else attention_mask.any(dim=1).tolist()
-        unfed = [[] if row_fed else tokens for row_fed, tokens in zip(fed, before or [[]] * len(fed), strict=True)]
-        self._unfed_at = {length + columns: unfed} if before is None else {length: before, length + columns: unfed}
-        size = PIECE if columns > PIECE and self._can_read_in_pieces(attention_mask) else columns
-        if size < columns:
-            self._unread = copy.deepcopy(self.cache)
-        for start in range(0, columns, size):
-            if start and (stopping.is_set() or self._pressed()):
-                raise _Stopped
-            piece = slice(start, start + size)
-            outputs = self.model(
-                input_ids=input_ids[:, piece],
-                attention_mask=None if attention_mask is None else attention_mask[:, piece],
-                use_cache=True,
-                **{CACHE: self.cache},
-                **arguments,
-            )
-            if progress is not None and columns > 1:
-                progress(min(piece.stop, columns), columns)
-        logits: torch.Tensor = outputs.logits
-        return logits
+    def _decoded(self, tokens: Iterable[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
-    def _can_read_in_pieces(self, attention_mask: torch.Tensor | None) -> bool:
-        setup = setup_of(self.model)
-        padded_states = attention_mask is not None and setup.has_states
-        return setup.settings.prefill == "streaming" and setup.architecture.states_continue and not padded_states
+    # ---- between turns
 
     def _check_idle(self, action: str) -> None:
         """Raise RuntimeError while a step of an answer is being made: in another thread, or around this call."""
@@ -382,10 +570,122 @@ class StreamingChat:
                 f"{action}() was called while the chat makes an answer, in another thread or around this call; call "
                 "stop() and wait until that answer has ended."
             )
-        self._settle()
+        self._stream.settle()
 
-    def _settle(self) -> None:
-        """Take back what has been read of a message that was not read to its end."""
-        if self._unread is not None:
-            whole = self.cache.get_seq_length() in self._unfed_at
-            self.cache, self._unread = (self.cache if whole else self._unread), None
+    def _settle_answers(self, turns: list[list[Message]]) -> None:
+        """End what was left of the last turn before the next one begins; results of tools go on with it."""
+        self._leave()
+        rows = self._stream.rows
+        if rows is None or not all(
+            messages[0]["role"] in TOOL_ROLES and row.tool_calls for messages, row in zip(turns, rows, strict=True)
+        ):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Take the thoughts of the last answers out of the stream, where the chat forgets them."""
+        if self._stream.fork is None:
+            return
+        with interrupts_held_back() as self._stream.pressed:
+            tokens = self._remembered(self._stream)
+            if tokens is None:
+                self._stream.fork = None
+                return
+            self._stream.adopt(*self._stream.forgotten(tokens), tokens)
+
+    def _as_left(self, row: Row, voice: AnswerParser | None) -> Row:
+        """Return where a conversation stood if its answer were left after the words that were handed out."""
+        if voice is None or not row.is_open:
+            return row
+        return row.answered(voice.answer.message, self.thoughts == "forget")
+
+    def _forget_in_copy(self, stream: ChatStream) -> None:
+        """Take the thoughts of the last answers out of a copy of the chat's stream."""
+        assert stream.fork is not None
+        stream.fork = replace(stream.fork, cache=copy.deepcopy(stream.fork.cache))
+        stream.logs = copy.deepcopy(stream.logs)
+        if (tokens := self._remembered(stream)) is not None:
+            stream.adopt(*stream.forgotten(tokens), tokens)
+
+    def _remembered(self, stream: ChatStream) -> list[list[int]] | None:
+        """Return the tokens of the last exchange without thoughts; None where the template cannot tell them."""
+        fork, rows = stream.fork, stream.rows
+        assert fork is not None and rows is not None  # an answer was made
+        try:
+            return [self.template.remembered(list(row.exchange), row.first, fork.options) for row in rows]
+        except ValueError as error:
+            logger.warning(f"thoughts are kept this time: {error}")
+            return None
+
+    def _cached(self) -> list[int]:
+        """Return how many tokens of each conversation are in the cache."""
+        cache = self._stream.cache
+        if not isinstance(cache, AttentionSinkKVCache):
+            return self._stream.seen
+        return [min(seen, cache.settings.visible_size - 1) for seen in self._stream.seen]
+
+    def _report_evicted(self) -> None:
+        """Let go of what has left the window, and tell of it."""
+        if not isinstance(self._stream.cache, AttentionSinkKVCache) or self._stream.fork is not None:
+            return
+        sinks, window = self.cache.settings.sink_size, self.cache.settings.window_size
+        logs = self._stream.logs
+        left = [log.evict(seen, sinks, window) for log, seen in zip(logs, self._stream.seen, strict=True)]
+        if self.on_evict is None:
+            return
+        for conversation, gone in enumerate(left):
+            for turn, tokens in gone:
+                self.on_evict(turn, tokens, **({"conversation": conversation} if len(left) > 1 else {}))
+
+    def _warn_of_ends(self) -> None:
+        """Warn when nothing that the template closes an answer with is an end token, so that the model may talk on."""
+        config = copy.deepcopy(self.generation_config)
+        config.update(**self.model.generation_config.to_dict(), defaults_only=True)
+        ends = {str(self.tokenizer.convert_ids_to_tokens(end)) for end in ends_of(config, self.tokenizer)}
+        closing = self.template.closing()
+        written = [token for token in self.template.encoder.control_tokens if token in closing]
+        if written and not any(end in closing or self.format.mentions(token) for end in ends for token in written):
+            logger.warning(
+                f"the chat template closes an answer with {closing!r:.60}, of which no token ends an answer "
+                f"({', '.join(sorted(map(repr, ends))) or 'none'} would), so the model may talk on; pass a "
+                "generation_config with that eos_token_id."
+            )
+
+    def _can_compile(self, cache: Any) -> bool:
+        """Return True, and say what compiling costs; ValueError when the steps of this cache cannot be compiled."""
+        if not getattr(cache, "is_compileable", False) or not isinstance(cache, AttentionSinkKVCache):
+            raise ValueError(
+                f"compile=True: the steps of a {type(self.model).__name__} in a {type(cache).__name__} cannot be "
+                "compiled; leave compile out."
+            )
+        logger.warning(
+            "compile=True: the first answer compiles the model's step, which may take a minute or two; the steps after "
+            "that are faster."
+        )
+        return True
+
+
+def _handed_out(pieces: list[list[Piece]] | None, alone: bool) -> Iterator[Any]:
+    """Yield the new pieces of one answer; of several, lists with one of each, empty where there is none."""
+    if not pieces or alone:
+        yield from (pieces[0] if pieces else [])
+        return
+    for index in range(max(map(len, pieces))):
+        yield [row[index] if index < len(row) else Piece("") for row in pieces]
+
+
+def _keeps_states(cache: Any) -> bool:
+    return isinstance(cache, AttentionSinkKVCache) and cache.stack.keeps_states
+
+
+def _check_callable(name: str, function: Any) -> None:
+    if function is not None and not callable(function):
+        raise TypeError(f"{name}={function!r:.80} cannot be called; pass a function of two arguments.")
+
+
+def _writable(path: str | os.PathLike[str]) -> str:
+    """Return the path of a file that can be written; OSError otherwise."""
+    path = os.path.abspath(os.fspath(path))
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
+        raise OSError(f"autosave={path!r} cannot be written; pass a file in a folder that exists and is yours.")
+    return path

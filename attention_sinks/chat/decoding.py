@@ -8,7 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    GenerationConfig,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.generation import GenerationMode
 
 ANSWER_LENGTH = 1024
@@ -18,14 +24,14 @@ Feed = Callable[..., torch.Tensor]
 """A function that calls the model with `input_ids`, `attention_mask` and other keywords and returns logits
 [batch, columns, words]. Without a mask, every column is a token."""
 
-Said = tuple[list[int | None], list[bool]]
-"""For each row, the token that was said and whether the answer has ended. The token is None when it only ends the
-answer, and after the end."""
+Step = tuple[list[int | None], list[str | None]]
+"""For each row, the token that was said and why the answer has ended, "stop" or "length"; None while it goes on. The
+token is None when it only ends the answer, and after the end."""
 
 
 def decode(
     model: Any, tokenizer: Any, prompts: list[list[int]], generation_config: GenerationConfig, feed: Feed
-) -> Iterator[Said]:
+) -> Iterator[Step]:
     """Answer `prompts` as `generate` would, greedily or by sampling.
 
     `generate` itself prepares the logits processors and the stopping criteria.
@@ -43,7 +49,7 @@ def decode(
 
     Returns
     -------
-    iterator of `Said`
+    iterator of `Step`
         One item for each step.
 
     Raises
@@ -54,12 +60,11 @@ def decode(
     config = _prepared(generation_config, model.generation_config, tokenizer)
     _check_mode(config)
     _limit(config, model.generation_config, prompt_length=max(map(len, prompts)))
-    device = "cpu" if model.device.type == "meta" else model.device  # weights on disk are loaded to where the input is
-    ids, mask = _left_padded(prompts, device)
+    ids, mask = left_padded(prompts, device_of(model))
     # This function makes the criterion, because `generate` does not pass the tokenizer to a custom loop.
     stop_strings, config.stop_strings = config.stop_strings, None
     criteria = [StopStringCriteria(tokenizer, stop_strings)] if stop_strings else []
-    steps: Iterator[Said] = model.generate(
+    steps: Iterator[Step] = model.generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
@@ -81,13 +86,14 @@ def _steps(
     mask: torch.Tensor,
     feed: Feed,
     **model_kwargs: Any,
-) -> Iterator[Said]:
+) -> Iterator[Step]:
     """Run the decoding loop; `generate` calls it with the processors and criteria that it has prepared."""
     end = generation_config.eos_token_id
     ends = set(end if isinstance(end, list) else [end])
     last_only = {"logits_to_keep": model_kwargs["logits_to_keep"]} if "logits_to_keep" in model_kwargs else {}
     columns = input_ids
     going = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)  # rows whose answer goes on
+    reasons: list[str | None] = [None] * len(input_ids)
     while bool(going.any()):
         logits = feed(input_ids=columns, attention_mask=None if bool(mask.all()) else mask, **last_only)[:, -1]
         scores = logits_processor(input_ids, logits.to(input_ids.device, torch.float32, copy=True))
@@ -98,9 +104,28 @@ def _steps(
             token if on and token not in ends else None
             for token, on in zip(chosen.tolist(), going.tolist(), strict=True)
         ]
-        going = going & ~stopping_criteria(input_ids, scores)
+        limits, others = (_fired(criteria, input_ids, scores) for criteria in _by_kind(stopping_criteria))
+        reasons = [
+            reason or ("stop" if stops else "length" if full else None)
+            for reason, stops, full in zip(reasons, others.tolist(), limits.tolist(), strict=True)
+        ]
+        going = going & ~(limits | others)
         mask = going[:, None].long()
-        yield said, (~going).tolist()
+        yield said, reasons
+
+
+def _by_kind(criteria: Any) -> tuple[list[Any], list[Any]]:
+    """Return the criteria that limit an answer, and those that see its end."""
+    limits = [each for each in criteria if isinstance(each, (MaxLengthCriteria, MaxTimeCriteria))]
+    return limits, [each for each in criteria if each not in limits]
+
+
+def _fired(criteria: list[Any], input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return for which rows [batch] bool any of the criteria says that the answer has ended."""
+    ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    for each in criteria:
+        ended = ended | each(input_ids, scores)
+    return ended
 
 
 def _choose(scores: torch.Tensor, do_sample: bool | None) -> torch.Tensor:
@@ -114,12 +139,21 @@ def _prepared(config: GenerationConfig, defaults: GenerationConfig, tokenizer: A
     """Copy `config` and set its end and padding tokens, which `generate` would guess with a warning."""
     config = copy.deepcopy(config)
     config.update(**defaults.to_dict(), defaults_only=True)
-    if config.eos_token_id is None:
-        config.eos_token_id = tokenizer.eos_token_id
+    config.eos_token_id = ends_of(config, tokenizer) or None
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id or 0  # padding is always masked
     config.use_cache = False  # `feed` keeps the cache
     return config
+
+
+def ends_of(config: GenerationConfig, tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer: those of the config, and the tokenizer's.
+
+    The configs of finetuned models and of GGUF files may name only another one.
+    """
+    named = config.eos_token_id
+    ends = named if isinstance(named, list) else [named]
+    return [end for end in dict.fromkeys((*ends, tokenizer.eos_token_id)) if end is not None]
 
 
 def _limit(config: GenerationConfig, defaults: GenerationConfig, prompt_length: int) -> None:
@@ -145,14 +179,20 @@ def _check_mode(config: GenerationConfig) -> None:
         )
 
 
-def _left_padded(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def device_of(model: Any) -> Any:
+    """Return the device of a model's inputs. Weights on disk are loaded to where the input is."""
+    return "cpu" if model.device.type == "meta" else model.device
+
+
+def left_padded(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and mask, both [batch, longest].
 
     The first token of each row pads it, because some releases of Transformers penalise the tokens of the padding too.
     """
     longest = max(map(len, prompts))
-    ids = torch.tensor([row[:1] * (longest - len(row)) + row for row in prompts], dtype=torch.long, device=device)
+    padded = [(row[:1] or [0]) * (longest - len(row)) + row for row in prompts]
+    ids = torch.tensor(padded, dtype=torch.long, device=device).reshape(len(prompts), longest)
     mask = torch.tensor(
         [[0] * (longest - len(row)) + [1] * len(row) for row in prompts], dtype=torch.long, device=device
-    )
+    ).reshape(len(prompts), longest)
     return ids, mask

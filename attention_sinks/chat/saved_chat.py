@@ -1,19 +1,46 @@
-"""The schema of what a file says about a chat, and what it is to a model."""
+"""What the file of a chat says besides its tensors: written, checked, and brought back."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from transformers import GenerationConfig
 
-from ..cache.schema import Record
+from ..cache.cache import AttentionSinkKVCache
+from ..cache.schema import Count, Record, checked
+from .rows import Row, TurnLog
+from .stream import ChatStream
 
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
+Messages = list[dict[str, Any]]
+
+
+class LogState(Record):
+    """Which turns the window of a conversation holds."""
+
+    starts: list[Annotated[list[Count], Field(min_length=2, max_length=2)]]
+    base: Count
+    tokens: Tokens
+
+
+class RowState(Record):
+    """Where a conversation stands besides the tokens that were said but not fed."""
+
+    tail: Tokens
+    count: Count
+    ended: bool
+    tool_calls: Messages
+    turn: Count
+    first: bool
+    transcript: Messages | None
+    log: LogState
+
 
 class ChatState(Record):
-    """What `StreamingChat.save` says of a chat besides its tensors."""
+    """What `StreamingChat.save` says of a chat besides its tensors. What has a default was added later."""
 
     kind: Literal["StreamingChat"]
     cache: dict[str, Any]
@@ -22,6 +49,114 @@ class ChatState(Record):
     chat_template: str | None
     turn: Tokens
     generation_config: dict[str, Any]
+    rows: list[RowState] | None = None
+    tools: Messages | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+    thoughts: Literal["keep", "forget"] = "keep"
+    keep_transcript: bool = False
+
+    def arguments(self, generation_config: GenerationConfig | None) -> dict[str, Any]:
+        """Return the arguments with which the chat was made."""
+        return {
+            "system": self.system,
+            "generation_config": generation_config or generation_config_of(self.generation_config),
+            "chat_template": self.chat_template,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "tools": self.tools,
+            "thoughts": self.thoughts,
+            "keep_transcript": self.keep_transcript,
+        }
+
+    def conversations(
+        self, cache: AttentionSinkKVCache, vocabulary: int
+    ) -> tuple[tuple[Row, ...] | None, list[TurnLog]]:
+        """Return where the conversations stand in their streams, those of `cache`.
+
+        Raises
+        ------
+        ValueError
+            When they are not those of the cache, or have a token outside the model's vocabulary.
+        """
+        check_unfed(self.unfed, cache.batch_size, vocabulary)
+        if self.unfed is None:
+            return None, []
+        states, seen = self.rows, list(cache.streams.seen) or [0] * len(self.unfed)
+        if states is None:  # a file of a release that did not note them
+            return tuple(Row(tuple(unfed)) for unfed in self.unfed), [TurnLog(base=count) for count in seen]
+        if len(states) != len(self.unfed) or any(
+            state.log.base + len(state.log.tokens) != count for state, count in zip(states, seen, strict=True)
+        ):
+            raise ValueError("holds conversations that are not those of its cache; use an intact copy.")
+        return (
+            tuple(_row(state, unfed) for state, unfed in zip(states, self.unfed, strict=True)),
+            [TurnLog(_pairs(state.log.starts), state.log.base, list(state.log.tokens)) for state in states],
+        )
+
+
+def saved_state(chat: Any, cache: dict[str, Any], stream: ChatStream) -> dict[str, Any]:
+    """Return what a file says of the `StreamingChat` `chat`, with the state of the cache of its `stream`."""
+    rows = stream.rows
+    state: dict[str, Any] = {
+        "kind": "StreamingChat",
+        "cache": cache,
+        "unfed": None if rows is None else [list(row.unfed) for row in rows],
+        "system": chat.template.system,
+        "chat_template": chat.template.chat_template,
+        "turn": chat.template.next_turn("").ids,
+        "generation_config": json.loads(chat.generation_config.to_json_string()),
+        "tools": chat.template.tools,
+        "chat_template_kwargs": chat.template.options,
+        "thoughts": chat.thoughts,
+        "keep_transcript": chat.keep_transcript,
+    }
+    if rows is not None:
+        logs = zip(rows, stream.logs, stream.seen, strict=True)
+        state["rows"] = [_state(row, log.at(row.turn, seen)) for row, log, seen in logs]
+    return state
+
+
+def fitting_chat(state: dict[str, Any], generation_config: GenerationConfig | None) -> ChatState:
+    """Return what a file says of a chat, checked.
+
+    Raises
+    ------
+    ValueError
+        When it is not the file of a chat, or has a generation config that Transformers refuses and none is given.
+    """
+    saved = checked(ChatState, state)
+    if generation_config is None:
+        generation_config_of(saved.generation_config)
+    return saved
+
+
+def _pairs(pairs: list[list[int]]) -> dict[int, int]:
+    return {first: second for first, second in pairs}  # noqa: C416  a list of two is no tuple for mypy
+
+
+def _state(row: Row, log: TurnLog) -> dict[str, Any]:
+    return {
+        "tail": list(row.tail),
+        "count": row.count,
+        "ended": row.ended,
+        "tool_calls": list(row.tool_calls),
+        "turn": row.turn,
+        "first": row.first,
+        "transcript": None if row.transcript is None else list(row.transcript),
+        "log": {"starts": [list(each) for each in log.starts.items()], "base": log.base, "tokens": log.tokens},
+    }
+
+
+def _row(state: RowState, unfed: list[int]) -> Row:
+    return Row(
+        unfed=tuple(unfed),
+        tail=tuple(state.tail),
+        count=state.count,
+        ended=state.ended,
+        tool_calls=tuple(state.tool_calls),
+        turn=state.turn,
+        first=state.first,
+        transcript=None if state.transcript is None else tuple(state.transcript),
+    )
 
 
 def generation_config_of(values: dict[str, Any]) -> GenerationConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -19,16 +20,20 @@ class AnswerText:
     ----------
     tokenizer : PreTrainedTokenizerBase
         The tokenizer that decodes the tokens.
+    shows : callable, optional
+        Says of a special token, by its text, whether it is part of the text. Default: none is.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, shows: Callable[[str], bool] | None = None) -> None:
         self.tokenizer = tokenizer
+        special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        self._hidden = None if shows is None else {number for number, token in special if not shows(token)}
         self._tokens: list[int] = []  # of the current line, after the last token of the line before it
         self._returned = 0  # how many characters of their text have been returned
 
     def add(self, token: int | None, ended: bool) -> str:
         """Add `token`, if there is one, and return the text that is now ready; all of it when the answer `ended`."""
-        if token is not None:
+        if token is not None and (self._hidden is None or token not in self._hidden):
             self._tokens.append(token)
         text = self._decode()
         ready = len(text) if ended else _length_of_whole_words(text)
@@ -40,7 +45,7 @@ class AnswerText:
         return piece
 
     def _decode(self) -> str:
-        text: str = self.tokenizer.decode(self._tokens, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(self._tokens, skip_special_tokens=self._hidden is None)
         return text
 
 

@@ -107,11 +107,8 @@ def _readable(size: int) -> str:
 
 def loading(report: ModelReport) -> str:
     """Return a line of Python that loads the model, with the window to begin with."""
-    source = report.source
-    settings: dict[str, Any] = {"attention_sink_window_size": report.window}
-    if source.gguf_file is not None:
-        settings = {"gguf_file": source.gguf_file, **settings}
+    settings = {"attention_sink_window_size": report.window}
     if report.sink_size != SinkSettings.sink_size:
         settings["attention_sink_size"] = report.sink_size
-    arguments = [repr(source.place), *(f"{name}={value!r}" for name, value in settings.items())]
+    arguments = [repr(report.source.name), *(f"{name}={value!r}" for name, value in settings.items())]
     return f"AutoModelForCausalLM.from_pretrained({', '.join(arguments)})"

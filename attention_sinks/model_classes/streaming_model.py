@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
 
+from ..checkpoints import check_quantisation, read_raw_config
+from ..gguf_files import find_gguf, into_plain_weights, naming_the_package
 from ..inject import inject_attention_sinks
 from ..models.registry import architecture_of
 from ..settings import Prefill, SinkSettings
@@ -53,9 +55,12 @@ class StreamingModel:
             "attention_sink_prefill": attention_sink_prefill,
         }
         SinkSettings.pop_from(dict(kwargs))
-        loaded: ModelT = super().from_pretrained(  # type: ignore[misc]  # as above
-            pretrained_model_name_or_path, *model_args, **kwargs
-        )
+        name, kwargs = find_gguf(pretrained_model_name_or_path, kwargs)
+        kwargs = into_plain_weights(kwargs)
+        if not kwargs.get("gguf_file"):
+            check_quantisation(name, kwargs.get("config") or read_raw_config(name, kwargs), kwargs)
+        with naming_the_package(kwargs):
+            loaded: ModelT = super().from_pretrained(name, *model_args, **kwargs)  # type: ignore[misc]  # as above
         return loaded
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:

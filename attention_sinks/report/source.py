@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+from ..gguf_files import find_gguf, read_gguf_config
 from ..models.registry import check_type
 from ..versions import tokenizers_read_gguf_themselves
 from .gguf_header import long_arrays_skipped
@@ -54,12 +55,13 @@ def find_source(name: str) -> Source:
     ------
     FileNotFoundError
         When `name` is the path of nothing, or that of a folder without a config.
+    ValueError
+        When it is the path of what is no GGUF file, or one part of several.
     """
     path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"{name!r} does not exist; give the path of a GGUF file.")
-        return Source(name, str(path.parent), path.name)
+    place, arguments = find_gguf(str(path), {})
+    if arguments:
+        return Source(name, place, path.name)
     if path.is_dir():
         if not (path / CONFIG).is_file():
             files = sorted(file.name for file in path.glob("*.gguf"))
@@ -91,7 +93,8 @@ def read_config(source: Source) -> PreTrainedConfig:
         When Transformers does not know its type.
     """
     if source.gguf_file is not None:
-        return _read_gguf(source)
+        with long_arrays_skipped():
+            return read_gguf_config(source.place, {"gguf_file": source.gguf_file})
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source.place)
     except OSError as error:
@@ -99,20 +102,13 @@ def read_config(source: Source) -> PreTrainedConfig:
     if "model_type" not in raw:
         raise ValueError(f"the {CONFIG} of {source.name!r} has no model_type; add it, or give another model.")
     check_type(raw["model_type"])
-    return _config_of(source, f"the {CONFIG} of {source.name!r}", "repair it, or give another model")
-
-
-def _read_gguf(source: Source) -> PreTrainedConfig:
-    """Return the config that a GGUF file has among its metadata."""
-    with long_arrays_skipped():
-        return _config_of(source, repr(source.name), "give another file, or the same model as a folder")
-
-
-def _config_of(source: Source, what: str, cure: str) -> PreTrainedConfig:
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(**source.arguments, trust_remote_code=False)
-    except Exception as error:  # a field that is none, an architecture that Transformers lacks, a damaged file
-        raise ValueError(f"{what} cannot be read ({error or type(error).__name__}); {cure}.") from error
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.place, trust_remote_code=False)
+    except Exception as error:  # a field that is none, numbers that do not fit together
+        raise ValueError(
+            f"the {CONFIG} of {source.name!r} cannot be read ({error or type(error).__name__}); repair it, or give "
+            "another model."
+        ) from error
     return config
 
 

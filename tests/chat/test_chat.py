@@ -31,9 +31,7 @@ from support.toy_tokenizers import (
     CHATML,
     DEFAULT_SYSTEM,
     NO_SYSTEM,
-    NUMBERS_ALL,
     NUMBERS_THE_LAST,
-    SYSTEM_IN_THE_LAST_MESSAGE,
     WORDS,
     byte_tokenizer,
     word_tokenizer,
@@ -46,14 +44,6 @@ QUESTIONS = ["w1 w2", "w3", "w4 w5 w6 w7 w8", "w9 w10", "w11"]
 END = WORDS.index("<end>")
 ENDS = [END, *range(30, 50)]  # a third of what the model says ends its turn
 SPEAKS = {"suppress_tokens": [0, 2, 3, 4, 5], "max_new_tokens": 9}  # words without a meaning to the template
-
-
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Ctrl-C raises, also where the tests run in the background of a shell, which has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def chat_with(template=CHATML, seed=0, tokenizer=None, model=None, **options):
@@ -191,7 +181,7 @@ def test_a_pinned_prompt_beyond_the_trained_length_is_warned_about(messages):
 def test_the_first_answer_is_what_generate_says(settings):
     config = GenerationConfig(**{"eos_token_id": END, **SPEAKS, **settings})
     chat = chat_with(generation_config=config)
-    ids = torch.tensor([chat.template.first_turn("w1 w2")])
+    ids = torch.tensor([chat.template.first_turn("w1 w2").ids])
     torch.manual_seed(5)
     expected = chat.model.generate(ids, generation_config=config, pad_token_id=END)[0, ids.shape[1] :]
     torch.manual_seed(5)
@@ -206,7 +196,7 @@ def test_without_a_limit_an_answer_ends_all_the_same(monkeypatch):
     chat = chat_with(generation_config=GenerationConfig(suppress_tokens=[END]))
     assert chat.model.generation_config.max_new_tokens is None
     say(chat, "w1")
-    assert chat.cache.tokens_seen.tolist() == [len(chat.template.first_turn("w1")) + 39]
+    assert chat.cache.tokens_seen.tolist() == [len(chat.template.first_turn("w1").ids) + 39]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +254,8 @@ def test_stop_strings_end_an_answer(of_model):
     Script(model, tokenizer("one two three four").input_ids)
     model.generation_config.stop_strings = of_model
     config = GenerationConfig(max_new_tokens=18, stop_strings=["two", "four"])
-    assert say(chat_with(tokenizer=tokenizer, model=model, generation_config=config), "w1") == "one two"
+    answer = chat_with(tokenizer=tokenizer, model=model, generation_config=config).ask("w1")
+    assert (answer.text, answer.finish_reason) == ("one two", "stop")
 
 
 # ---- several conversations
@@ -427,7 +418,7 @@ def test_however_answers_are_stopped_the_streams_are_the_conversations(turns):
             turn = ["<start> user", *message.split(), "<end> <start> assistant", *"".join(words).split()]
             pattern.append(" ".join(turn) + r"( w\d+)*")
     if fed.rows:
-        said = [row + unfed for row, unfed in zip(fed.rows, chat._unfed, strict=True)]
+        said = [[*fed_row, *row.unfed] for fed_row, row in zip(fed.rows, chat._stream.rows, strict=True)]
         for row, turns in zip(said, patterns, strict=True):
             assert re.fullmatch(" <end> ".join(turns), " ".join(WORDS[token] for token in row))
         logits, _ = stream(model, random_ids(2, 3), cache=chat.cache)
@@ -447,7 +438,7 @@ def test_a_bad_message_leaves_the_chat_as_it_was(text, kind):
     for each in (chat, untouched):
         say(each, "w1 w2")
     before = state_of(chat.cache)
-    refused(kind, lambda: chat.send(text), "text")
+    refused(kind, lambda: chat.send(text), "message")
     assert_same_state(chat.cache, before)
     assert say(chat, "w3") == say(untouched, "w3")
 
@@ -505,7 +496,7 @@ def test_a_tokenizer_without_template_needs_one():
 
 @pytest.mark.parametrize(
     ("template", "system"),
-    [(NUMBERS_ALL, None), (NUMBERS_THE_LAST, None), (SYSTEM_IN_THE_LAST_MESSAGE, "w1"), (NO_SYSTEM, "w1")],
+    [(NUMBERS_THE_LAST, None), (NO_SYSTEM, "w1")],
 )
 def test_a_template_that_cannot_stream_is_refused_and_another_one_helps(template, system):
     message = refused(ValueError, lambda: chat_with(template, system=system), "chat template", "pass")

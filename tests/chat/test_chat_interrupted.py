@@ -2,15 +2,15 @@
 
 import signal
 import threading
-from functools import partial
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
 from attention_sinks import StreamingChat, inject_attention_sinks
-from attention_sinks.chat import chat as chat_module
-from attention_sinks.chat.decoding import decode
+from attention_sinks.chat import stream as stream_module
+from attention_sinks.chat.answer import Answer
+from attention_sinks.chat.messages import turns_of
 from support.faults import interrupted
 from support.helpers import assert_close, assert_same_state, random_ids, refused, state_of, stream, tiny_llama
 from support.toy_tokenizers import CHATML, word_tokenizer
@@ -18,14 +18,6 @@ from support.zoo import animal_of
 
 LONG = " ".join(f"w{i % 40}" for i in range(900))  # four pieces
 ANSWER = GenerationConfig(suppress_tokens=[0, 1, 2, 3, 4, 5], max_new_tokens=5)
-
-
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Ctrl-C raises, also where the tests run in the background of a shell, which has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def chat_with(model=None, sinks=4, window=12, **settings):
@@ -49,7 +41,7 @@ def begun(**options):
 def test_pieces_give_what_one_call_gives(monkeypatch):
     found = []
     for piece in (7, 256, 10_000):
-        monkeypatch.setattr(chat_module, "PIECE", piece)
+        monkeypatch.setattr(stream_module, "PIECE", piece)
         chat = begun()
         answers = say(chat, LONG), say(chat, "w5")
         logits, _ = stream(chat.model, random_ids(1, 3), cache=chat.cache)
@@ -61,11 +53,11 @@ def test_pieces_give_what_one_call_gives(monkeypatch):
 
 def test_progress_is_told_after_each_piece():
     told, chat = [], begun()
-    assert say(chat, LONG, progress=lambda read, total: told.append((read, total))) == say(begun(), LONG)
+    assert say(chat, LONG, on_progress=lambda read, total: told.append((read, total))) == say(begun(), LONG)
     total = told[0][1]
     assert told == [(256, total), (512, total), (768, total), (total, total)] and 900 < total < 910
     told.clear()
-    say(chat, "w1", progress=lambda read, total: told.append((read, total)))
+    say(chat, "w1", on_progress=lambda read, total: told.append((read, total)))
     assert len(told) == 1 and told[0][0] == told[0][1] < 10
 
 
@@ -73,7 +65,7 @@ def test_several_conversations_are_read_together():
     long, short = chat_with(), chat_with()
     expected = [say(long, LONG), say(short, "w7")]
     both, told = chat_with(), []
-    read = list(both.send([LONG, "w7"], progress=lambda *numbers: told.append(numbers)))
+    read = list(both.send([LONG, "w7"], on_progress=lambda *numbers: told.append(numbers)))
     assert ["".join(pieces) for pieces in zip(*read, strict=True)] == expected and len(told) == 4
     assert both.cache.tokens_seen.tolist() == [*long.cache.tokens_seen.tolist(), *short.cache.tokens_seen.tolist()]
 
@@ -86,7 +78,7 @@ def test_control_c_takes_effect_after_a_piece_and_the_message_is_unread():
     chat, untouched = begun(), begun()
     before, told = state_of(chat.cache), []
     with pytest.raises(KeyboardInterrupt):
-        say(chat, LONG, progress=lambda *numbers: (told.append(numbers), press(*numbers)))
+        say(chat, LONG, on_progress=lambda *numbers: (told.append(numbers), press(*numbers)))
     assert len(told) == 1
     assert_same_state(chat.cache, before)
     assert say(chat, "w6") == say(untouched, "w6")
@@ -95,7 +87,7 @@ def test_control_c_takes_effect_after_a_piece_and_the_message_is_unread():
 def test_control_c_in_the_first_message():
     chat = chat_with()
     with pytest.raises(KeyboardInterrupt):
-        say(chat, LONG, progress=press)
+        say(chat, LONG, on_progress=press)
     assert chat.cache.tokens_seen.tolist() == []
     both = list(chat.send(["w6", "w7"]))  # of any number, as in a new chat
     assert "".join(first for first, _ in both) == say(chat_with(), "w6")
@@ -115,7 +107,7 @@ def test_stop_takes_effect_after_a_piece_and_the_message_is_unread(where):
             thread.start()
             thread.join()
 
-    assert say(chat, LONG, progress=stop) == "" and len(told) == 1
+    assert say(chat, LONG, on_progress=stop) == "" and len(told) == 1
     assert_same_state(chat.cache, before)
     assert say(chat, "w6") == say(untouched, "w6")
 
@@ -130,7 +122,7 @@ def test_an_error_after_a_piece_leaves_the_chat_as_it_was():
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        say(chat, LONG, progress=fail)
+        say(chat, LONG, on_progress=fail)
     assert_same_state(chat.cache, before)
     assert say(chat, "w6") == say(untouched, "w6")
 
@@ -143,13 +135,13 @@ def test_what_would_disturb_an_answer_is_refused_while_it_is_made(action, tmp_pa
     def disturb(read, total):
         errors.append(refused(RuntimeError, lambda: getattr(chat, action)(*arguments), action, "stop()"))
 
-    assert say(chat, "w4", progress=disturb) == say(begun(), "w4") and len(errors) == 1
+    assert say(chat, "w4", on_progress=disturb) == say(begun(), "w4") and len(errors) == 1
 
 
 def test_progress_that_cannot_be_called_is_refused():
     chat = begun()
     before = state_of(chat.cache)
-    refused(TypeError, lambda: chat.send("w1", progress=3), "progress", "3")
+    refused(TypeError, lambda: chat.send("w1", on_progress=3), "progress", "3")
     assert_same_state(chat.cache, before)
 
 
@@ -159,9 +151,9 @@ def test_what_cannot_be_read_in_pieces_is_read_whole(kind):
     told = []
     progress = lambda *numbers: told.append(numbers)  # noqa: E731
     if kind == "dense":
-        say(chat_with(attention_sink_prefill="dense"), LONG, progress=progress)
+        say(chat_with(attention_sink_prefill="dense"), LONG, on_progress=progress)
     else:
-        list(chat_with(animal_of("bamba").build()).send([LONG, "w7"], progress=progress))
+        list(chat_with(animal_of("bamba").build()).send([LONG, "w7"], on_progress=progress))
     assert len(told) == 1
 
 
@@ -181,36 +173,38 @@ def future(chat, tmp_path):
     """What the chat says next."""
     chat = copied(chat, tmp_path)
     answer = say(chat, "w8 w9")
-    return answer, chat.cache.tokens_seen.tolist(), chat._unfed
+    return answer, chat.cache.tokens_seen.tolist(), chat._stream.rows
 
 
 def read(chat, tokens):
     """The chat has read `tokens`, and nothing that was said is unread."""
+    rows = chat._stream.rows
     stream(chat.model, torch.tensor(tokens), cache=chat.cache)
-    chat._unfed_at = {chat.cache.get_seq_length(): [[]]}
+    chat._stream.rows = tuple(row.fed() for row in rows)
 
 
 def allowed_after(start, message, tmp_path):
     """Before the message; when it is read; after each token of the answer, which is fed or not."""
-    allowed = [future(start, tmp_path)]
+    allowed, turns = [future(start, tmp_path)], turns_of(message)
     chat = copied(start, tmp_path)
-    read(chat, chat._new_tokens([message]))
+    reading = chat._reading(turns, chat._prompts(turns, None), None, None, threading.Event())
+    read(chat, reading.prompts)
+    chat._stream.rows = reading.rows
     allowed.append(future(chat, tmp_path))
     for tokens in range(1, ANSWER.max_new_tokens + 1):
         chat = copied(start, tmp_path)
-        feed = partial(chat._feed, None, threading.Event())
-        steps = decode(chat.model, chat.tokenizer, chat._new_tokens([message]), ANSWER, feed)
+        steps = chat._steps(turns, [Answer()], None, None, threading.Event())
         for _ in range(tokens):
             chat._next(steps)
         allowed.append(future(chat, tmp_path))
-        read(chat, chat._unfed)
+        read(chat, [row.unfed for row in chat._stream.rows])
         allowed.append(future(chat, tmp_path))
     return allowed
 
 
 @pytest.mark.parametrize(("message", "stride", "piece"), [("w4 w5", 23, 256), (LONG[:120], 83, 16)])
 def test_ctrl_c_at_any_line_of_a_turn(message, stride, piece, tmp_path, monkeypatch):
-    monkeypatch.setattr(chat_module, "PIECE", piece)
+    monkeypatch.setattr(stream_module, "PIECE", piece)
     start = begun()
     allowed, line, found = allowed_after(start, message, tmp_path), 1, set()
     while True:

@@ -12,6 +12,7 @@ from support.gguf_files import write_gguf
 from support.helpers import tiny_llama
 from support.pages import PAGES, README, blocks, page_text, python_blocks, save_tiny_checkpoint
 from support.paths import ROOT
+from support.toy_tokenizers import byte_tokenizer
 
 WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
 NOT_RUN = {"bash", "console", "text", "bibtex"}
@@ -28,9 +29,13 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_every_python_block_runs(page, checkpoint, tmp_path, monkeypatch, capsys):
     """The blocks of a page share their names, as for a reader who types one after another."""
+    if any("BitsAndBytesConfig" in block.code for block in python_blocks(page)):
+        pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    write_gguf(tiny_llama(), tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    tokenizer = byte_tokenizer()
+    model = tiny_llama(vocab_size=len(tokenizer))
+    write_gguf(model, tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf", tokenizer)
     typed = iter(["Hello!", "And then?", ""])
     names = {"__name__": "__main__", "input": lambda prompt: next(typed)}
     with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):

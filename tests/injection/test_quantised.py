@@ -1,15 +1,16 @@
-"""A model loaded in 8 bits by torchao, or from a GGUF file, streams like any other."""
+"""A model loaded in 8 bits by torchao, or in 4 or 8 by bitsandbytes, streams like any other."""
+
+from importlib.util import find_spec
 
 import pytest
 import torch
 import transformers
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
-from transformers import TorchAoConfig
+from transformers import BitsAndBytesConfig, TorchAoConfig
 
 import attention_sinks
-from attention_sinks import StreamingChat, inject_attention_sinks, remove_attention_sinks
+from attention_sinks import StreamingChat, inject_attention_sinks, remove_attention_sinks, verify_attention_sinks
 from references.naive import naive_logits
-from support.gguf_files import write_gguf
 from support.helpers import (
     TEETH,
     assert_close,
@@ -23,6 +24,23 @@ from support.toy_tokenizers import word_tokenizer
 
 S, W = 4, 12
 IDS = random_ids(1, 70)
+SIZES = {"attention_sink_size": S, "attention_sink_window_size": W}
+
+NEEDS_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+
+TORCHAO = pytest.param(lambda: TorchAoConfig(Int8WeightOnlyConfig()), id="torchao")
+FOUR_BITS = pytest.param(
+    lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), id="nf4", marks=NEEDS_BITSANDBYTES
+)
+"""As in torchao, weights alone are rounded, so everything else is exact."""
+
+EIGHT_BITS = pytest.param(lambda: BitsAndBytesConfig(load_in_8bit=True), id="int8", marks=NEEDS_BITSANDBYTES)
+"""Activations are rounded too, and which of them are spared depends on the rest of the call."""
+
+EIGHT_BITS_ALIKE = pytest.param(
+    lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0), id="int8 alike", marks=NEEDS_BITSANDBYTES
+)
+"""No activation is spared, so that a token is rounded the same in every call."""
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +50,27 @@ def folder(tmp_path_factory):
     return folder
 
 
-def load(auto_class, folder, **sizes):
-    quantised = TorchAoConfig(Int8WeightOnlyConfig())
+@pytest.fixture(params=[TORCHAO, FOUR_BITS])
+def quantised(request):
+    return request.param()
+
+
+def load(auto_class, folder, quantised, **sizes):
     return auto_class.from_pretrained(folder, quantization_config=quantised, dtype=torch.float32, **sizes)
 
 
 @pytest.fixture
-def plain(folder):
-    return load(transformers.AutoModelForCausalLM, folder)
+def plain(folder, quantised):
+    return load(transformers.AutoModelForCausalLM, folder, quantised)
 
 
 @pytest.fixture
-def model(folder):
-    sizes = {"attention_sink_size": S, "attention_sink_window_size": W}
-    return load(attention_sinks.AutoModelForCausalLM, folder, **sizes)
+def model(folder, quantised):
+    return load(attention_sinks.AutoModelForCausalLM, folder, quantised, **SIZES)
 
 
 def test_the_weights_are_quantised(plain):
-    assert type(plain.model.layers[0].self_attn.q_proj.weight).__name__ == "Int8Tensor"
+    assert type(plain.model.layers[0].self_attn.q_proj.weight).__name__ in ("Int8Tensor", "Params4bit")
     with torch.no_grad():
         assert largest_difference(plain(IDS).logits, tiny_llama()(IDS).logits) > TEETH
 
@@ -92,6 +113,12 @@ def test_injecting_after_loading_and_removing(plain):
         assert_close(remove_attention_sinks(plain)(IDS).logits, before, 0)
 
 
+def test_the_check_agrees(model):
+    report = verify_attention_sinks(model)
+    assert report.agrees and max(report.differences.values()) < 1e-3, report
+
+
+@pytest.mark.parametrize("quantised", [TORCHAO], indirect=True)
 def test_quantising_an_injected_model(plain):
     model = inject_attention_sinks(tiny_llama(), S, W)
     layers = [layer for name, layer in model.named_modules() if name.endswith("_proj")]
@@ -102,11 +129,32 @@ def test_quantising_an_injected_model(plain):
         assert_close(remove_attention_sinks(model)(IDS).logits, plain(IDS).logits)
 
 
-def test_a_gguf_file(tmp_path):
-    write_gguf(tiny_llama(), tmp_path / "model.gguf")
-    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
+@pytest.mark.parametrize("quantised", [FOUR_BITS], indirect=True)
+def test_a_checkpoint_that_was_saved_in_four_bits(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = attention_sinks.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **SIZES)
+    assert_close(stream(again, IDS)[0], stream(model, IDS)[0])
+
+
+# ---- the 8 bits of bitsandbytes
+
+
+@pytest.mark.parametrize("quantised", [EIGHT_BITS], indirect=True)
+def test_activations_in_eight_bits_are_near_the_reference(model, plain):
+    """Rounding is far smaller than what attention sinks change."""
+    assert type(plain.model.layers[0].self_attn.q_proj.weight).__name__ == "Int8Params"
+    streamed, expected = stream(model, IDS)[0][0], naive_logits(tiny_llama(), IDS[0], S, W)
     with torch.no_grad():
-        assert TEETH < largest_difference(plain(IDS).logits, tiny_llama()(IDS).logits) < 0.5  # 8 bits, the same model
-    sizes = {"attention_sink_size": S, "attention_sink_window_size": W}
-    model = attention_sinks.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", **sizes)
-    assert_close(stream(model, IDS)[0][0], naive_logits(plain, IDS[0], S, W))
+        dense = plain(IDS).logits[0]
+    assert TEETH < largest_difference(streamed, expected) < 0.5 < 2 < largest_difference(dense, expected)
+    assert verify_attention_sinks(model).agrees
+
+
+@pytest.mark.parametrize("quantised", [EIGHT_BITS_ALIKE], indirect=True)
+def test_chunking_does_not_matter_where_activations_are_rounded_alike(model, plain):
+    whole, _ = stream(model, IDS)
+    for calls in ([1] * 70, [20, 1, 1, 18, 30], [5, 65]):
+        assert_close(stream(model, IDS, calls)[0], whole)
+    short = IDS[:, : S + W + 1]
+    with torch.no_grad():
+        assert_close(stream(model, short)[0], plain(short).logits)

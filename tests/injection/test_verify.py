@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from transformers import LlamaForCausalLM, LlamaModel
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
 from attention_sinks import (
     AttentionSinkKVCache,
@@ -194,6 +194,39 @@ def test_which_releases_are_newer(version, newer, monkeypatch):
     monkeypatch.setattr(versions.transformers, "__version__", version)
     monkeypatch.setattr(versions, "NEWEST_TRANSFORMERS", "5.24")
     assert versions.is_newer_than_tested() == newer
+
+
+@contextmanager
+def rounded_by_call():
+    """Feed-forward layers whose inputs share one scale in each call, as when activations are quantised."""
+    original = LlamaMLP.forward
+
+    def forward(self, states):
+        scale = states.abs().amax() / 4
+        return original(self, (states / scale).round() * scale)
+
+    with mock.patch.object(LlamaMLP, "forward", forward):
+        yield
+
+
+def quantised_llama():
+    model = tiny_llama()
+    model.is_quantized = True
+    return model
+
+
+def test_how_much_quantised_weights_differ_by_themselves_is_allowed():
+    assert verify_attention_sinks(quantised_llama()).tolerance == pytest.approx(verification.ROUNDED, abs=1e-5)
+    with rounded_by_call():
+        report = verify_attention_sinks(quantised_llama())
+        assert report.agrees and max(report.differences.values()) > verification.ROUNDED, report
+        assert not verify_attention_sinks(tiny_llama()).agrees
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.__name__)
+def test_quantised_weights_hide_no_broken_model(broken):
+    with broken():
+        assert not verify_attention_sinks(quantised_llama()).agrees
 
 
 def test_it_takes_a_few_short_calls():

@@ -16,8 +16,11 @@ NAMES = {
 }
 
 
-def write_gguf(model, path):
-    """Write a Llama to one GGUF file: matrices in 8 bits (Q8_0), the rest in float32."""
+def write_gguf(model, path, tokenizer=None):
+    """Write a Llama to one GGUF file, with a byte-level tokenizer if there is one.
+
+    Matrices are in 8 bits (Q8_0), the rest is in float32.
+    """
     config, decoder = model.config, model.model
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_vocab_size(config.vocab_size)
@@ -30,6 +33,8 @@ def write_gguf(model, path):
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if tokenizer is not None:
+        _add_tokenizer(writer, tokenizer)
     tensors = {
         "token_embd": decoder.embed_tokens.weight,
         "output_norm": decoder.norm.weight,
@@ -42,10 +47,37 @@ def write_gguf(model, path):
     for name, tensor in tensors.items():
         number = heads.get(name.rpartition(".")[2])
         _add(writer, f"{name}.weight", _neighbours(tensor, number) if number else tensor)
+    _write(writer)
+
+
+def write_gguf_metadata(path, architecture):
+    """Write a GGUF file without any weights, of a model of two layers."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_vocab_size(64)
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    _write(writer)
+
+
+def _write(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer, tokenizer):
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
+    writer.add_token_scores([0.0] * len(words))  # in place of merges: there are none
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
 
 
 def _neighbours(weight, heads):

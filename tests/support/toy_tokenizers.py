@@ -1,6 +1,8 @@
 """Tokenizers small enough to read, with chat templates of every temper."""
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from functools import cache
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from support.helpers import VOCABULARY, tiny_llama
@@ -25,6 +27,14 @@ SYSTEM_IN_THE_LAST_MESSAGE = (
 )
 
 
+THINKS = (
+    "{% for m in messages %}<start> {{ m['role'] }} "
+    "{% set text = m['content'] %}"
+    "{% if m['role'] == 'assistant' %}{{ text.split('</think>')[-1] | trim }}{% else %}{{ text }}{% endif %}"
+    " <end> {% endfor %}{% if add_generation_prompt %}<start> assistant {% endif %}"
+)
+
+
 def tokenizer_of(words, unk_token, **special):
     """A token for every word, numbered in their order; no chat template."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unk_token))
@@ -35,6 +45,14 @@ def tokenizer_of(words, unk_token, **special):
 def word_tokenizer(template=CHATML):
     """A token for every word; w0, w1, … are the words that mean nothing."""
     fast = tokenizer_of(WORDS, "<unk>", eos_token="<end>", pad_token="<end>", bos_token="<start>")
+    fast.chat_template = template
+    return fast
+
+
+def thinking_tokenizer(template=THINKS):
+    """The same with words that begin and end thoughts, in the place of the last two."""
+    words = [*WORDS[:-2], "<think>", "</think>"]
+    fast = tokenizer_of(words, "<unk>", eos_token="<end>", pad_token="<end>", bos_token="<start>")
     fast.chat_template = template
     return fast
 
@@ -60,3 +78,21 @@ def byte_tokenizer(template=CHATML):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", bos_token="<start>")
     fast.chat_template = template
     return fast
+
+
+def merging_tokenizer(corpus, vocab_size=600, **special):
+    """A byte-level BPE as large models have it, trained on the texts of `corpus`; no chat template."""
+    tokenizer = Tokenizer.from_str(_trained(tuple(corpus), vocab_size))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@cache
+def _trained(corpus, vocab_size):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer.to_str()

@@ -1,0 +1,182 @@
+"""Tell the parts of an answer apart while it is made: thoughts, text and calls of tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.utils import logging
+
+from .answer import Answer, FinishReason, Piece, Usage
+from .formats import CALLS, TEXT, THOUGHT_FIELDS, Format
+from .template import Prompt
+from .text import AnswerText
+
+logger = logging.get_logger(__name__)
+
+
+class AnswerParser:
+    """Take the tokens of an answer one by one and return pieces that know what they are.
+
+    The parser of Transformers reads them. What it cannot parse, such as a call of a tool that is no JSON, is text:
+    every word of an answer is in one of its parts.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The tokenizer that decodes the tokens.
+    form : Format
+        How answers are written.
+    answer : Answer
+        What is known of the answer, which grows.
+    prompt : Prompt
+        What the turn adds to the stream. Its end may open thoughts.
+    tools : list of dict, optional
+        JSON schemas of the tools, which give arguments their types.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        form: Format,
+        answer: Answer,
+        prompt: Prompt,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.answer, self._read = answer, len(prompt.ids)
+        self._tokenizer, self._form, self._tools = tokenizer, form, tools
+        self._tokens: list[int] = []
+        self._prompt = prompt.text if form.own else _opened_thought(prompt.opening_text, form)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._text = AnswerText(self._tokenizer, self._form.mentions if self._form.response_template else None)
+        self._parser: Any = self._new_parser(self._form.response_template)
+        self._raw = ""
+        self._given = {True: "", False: ""}  # what has been returned, by whether it is thought
+        self._is_whole = True  # no exception has come between a token and what follows from it
+
+    def say(self, token: int | None, reason: FinishReason | None, cached: int) -> list[Piece]:
+        """Add a token to the answer, if there is one, and return the pieces that are now ready.
+
+        Parameters
+        ----------
+        token : int, optional
+            It was said.
+        reason : "stop", "length" or "interrupted", optional
+            Why the answer has ended with it. All pieces are ready then.
+        cached : int
+            Tokens in the cache.
+        """
+        self._is_whole = False
+        pieces = self._add(token, reason is not None)
+        for piece in pieces:
+            if piece.is_thought:
+                self.answer.thoughts += piece
+            else:
+                self.answer.text += piece
+        self._tokens += [] if token is None else [token]
+        self.answer.usage = Usage(self._read, len(self._tokens), cached)
+        self.answer.begun, self.answer.finish_reason, self._is_whole = True, reason, True
+        return pieces
+
+    def go_back(self, count: int) -> None:
+        """Make the answer that of its first `count` tokens, if an exception has left it at another place."""
+        if self._is_whole and len(self._tokens) == count:
+            return
+        tokens, self._tokens = self._tokens[:count], []
+        self.answer.text = self.answer.thoughts = ""
+        self.answer.tool_calls = []
+        self._begin()
+        for token in tokens:
+            self.say(token, None, self.answer.usage.tokens_cached)
+
+    def _add(self, token: int | None, ended: bool) -> list[Piece]:
+        text = self._text.add(token, ended)
+        if self._parser is None:
+            return [Piece(text)] if text else []
+        self._raw += text
+        try:
+            return self._pieces(self._events(text, ended))
+        except Exception as error:  # a parser may raise anything about what a model writes
+            return self._go_on_without_calls(ended, error)
+
+    def _events(self, text: str, ended: bool) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = self._parser.feed(text)
+        if ended:
+            message, last = self._parser.finalize()
+            if CALLS in message and self._form.breaks_off(self._raw):
+                raise ValueError("it breaks off")
+            self.answer.tool_calls = _calls_of(message)
+            events += last
+        return events
+
+    def _pieces(self, events: list[dict[str, Any]]) -> list[Piece]:
+        pieces = []
+        for event in events:
+            field, text = event.get("field"), event.get("text")
+            if event["type"] != "region_chunk" or not text or event.get("dirty"):
+                continue
+            if field in THOUGHT_FIELDS or field == TEXT:
+                pieces.append(self._piece(text, field in THOUGHT_FIELDS))
+        return [piece for piece in pieces if piece]
+
+    def _piece(self, text: str, is_thought: bool) -> Piece:
+        """Return `text` without the white space before the first word of its kind, if there were other words before."""
+        if not self._given[is_thought] and (is_thought or self._given[True] or self._prompt):
+            text = text.lstrip()
+        self._given[is_thought] += text
+        return Piece(text, is_thought)
+
+    def _go_on_without_calls(self, ended: bool, error: Exception) -> list[Piece]:
+        """Read the answer anew, with its calls of tools as text, and return what has not been returned."""
+        logger.warning(f"an answer has a call of a tool that cannot be parsed ({error!r:.200}); it is given as text.")
+        given, self._given = self._given, {True: "", False: ""}
+        self._parser, self.answer.tool_calls = self._new_parser(self._form.without_calls()), []
+        try:
+            pieces = self._pieces(self._events(self._raw, ended)) if self._parser else [Piece(self._raw)]
+        except Exception:  # the tokenizer's own parser, which has other parts as well
+            pieces, self._parser = [Piece(self._raw)], None
+        now = {kind: "".join(piece for piece in pieces if piece.is_thought == kind) for kind in (True, False)}
+        new = [Piece(text[_common(text, given[kind]) :], kind) for kind, text in now.items()]
+        self._given = now
+        return [piece for piece in new if piece]
+
+    def _new_parser(self, response_template: dict[str, Any] | None) -> Any:
+        """Return a parser that has read the prompt."""
+        if response_template is None:
+            return None
+        try:
+            return self._tokenizer.get_response_parser(response_template, prefix=self._prompt, tools=self._tools)
+        except ValueError as error:  # this release does not know a content of a later one
+            if CALLS not in response_template["fields"]:
+                raise
+            logger.warning_once(
+                f"this release of Transformers cannot parse the model's calls of tools ({error!r:.200})."
+            )
+            return self._new_parser(self._form.without_calls())
+
+
+def _opened_thought(prompt: str, form: Format) -> str:
+    """Return what the end of a prompt has written of the thoughts of the answer."""
+    if form.tags is None:
+        return ""
+    start = prompt.rfind(form.tags.opening)
+    return prompt[start:] if start >= 0 else ""
+
+
+def _calls_of(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the calls of tools in a parsed message; ValueError unless each names a function and its arguments."""
+    found = message.get(CALLS) or []
+    calls: list[dict[str, Any]] = found if isinstance(found, list) else [found]
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f"no call of a function: {call!r:.80}")
+        if not isinstance(function.get("arguments"), (dict, str)):
+            raise ValueError(f"a call without arguments: {call!r:.80}")
+    return [{name: value for name, value in call.items() if name != "id" or value} for call in calls]
+
+
+def _common(text: str, given: str) -> int:
+    """Return how many characters of `text` have been given; parsing anew may have given them some other white space."""
+    return len(given) if text.startswith(given) else min(len(given), len(text))

@@ -1,0 +1,267 @@
+"""The streams of a chat's conversations: a cache and what was said but not fed. Both move at once."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..architecture.setup import setup_of
+from ..cache.cache import AttentionSinkKVCache
+from ..versions import CACHE
+from .decoding import Feed, device_of, left_padded
+from .rows import Row, TurnLog
+
+PIECE = 256
+"""A longer message is read in pieces of this many columns. Between two pieces the reading can be stopped."""
+
+Progress = Callable[[int, int], Any]
+"""It is told how many columns of a message have been read, and how many there are."""
+
+
+class Stopped(Exception):
+    """The reading of a message has been stopped."""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """The streams as they were before an answer was opened.
+
+    Attributes
+    ----------
+    cache : AttentionSinkKVCache or Cache
+        The cache then.
+    length : int
+        Its columns then.
+    seen : list of int
+        How many tokens each stream had then.
+    options : dict or None
+        The keywords for the template of that turn.
+    """
+
+    cache: Any
+    length: int
+    seen: list[int]
+    options: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the messages of a turn are read.
+
+    Attributes
+    ----------
+    prompts : list of list of int
+        The tokens of each row.
+    rows : tuple of Row
+        Where the conversations stand once they are read.
+    opening : int or None
+        How many of the last columns open the answer, if the streams are to be forked before them.
+    options : dict or None
+        The keywords for the template, which a fork remembers.
+    progress : callable or None
+        Told after each piece.
+    stopping : threading.Event
+        Set when the reading shall stop.
+    """
+
+    prompts: list[list[int]]
+    rows: tuple[Row, ...]
+    opening: int | None
+    options: dict[str, Any] | None
+    progress: Progress | None
+    stopping: threading.Event
+
+
+class ChatStream:
+    """The cache of a chat, and where its conversations stand.
+
+    Parameters
+    ----------
+    model : PreTrainedModel or PeftModel
+        The model.
+    cache : AttentionSinkKVCache or Cache
+        The cache of the streams, one row for each conversation.
+    compiles : bool, default False
+        Whether single steps run in a compiled graph.
+
+    Attributes
+    ----------
+    cache : AttentionSinkKVCache or Cache
+        As given, or another that has taken its place.
+    logs : list of TurnLog
+        Which turns the window of each conversation holds.
+    fork : Fork or None
+        The streams before the answers whose thoughts are to be forgotten.
+    pressed : callable
+        Says whether Ctrl-C was pressed in the step that is being made.
+    """
+
+    def __init__(self, model: Any, cache: Any, compiles: bool = False) -> None:
+        self.model, self.cache = model, cache
+        self.logs: list[TurnLog] = []
+        self.fork: Fork | None = None
+        self.pressed: Callable[[], bool] = bool
+        # By the length of the cache: where the conversations stand when it has that length.
+        self._rows_at: dict[int, tuple[Row, ...]] = {}
+        self._unread: tuple[Any, Fork | None] | None = None  # cache and fork without the message that is being read
+        self._step = torch.compile(model.forward, fullgraph=True) if compiles else None
+
+    @property
+    def rows(self) -> tuple[Row, ...] | None:
+        """Where the conversations stand; None before the first turn."""
+        return self._rows_at.get(self.cache.get_seq_length())
+
+    @rows.setter
+    def rows(self, rows: tuple[Row, ...]) -> None:
+        self._rows_at = {self.cache.get_seq_length(): rows}
+
+    @property
+    def seen(self) -> list[int]:
+        """How many tokens each stream has; empty before the first turn."""
+        if isinstance(self.cache, AttentionSinkKVCache):
+            return list(self.cache.streams.seen)
+        return [self.cache.get_seq_length()] * len(self.rows or ())  # of several rows these are columns
+
+    def reset(self) -> None:
+        """Forget the conversations."""
+        self.cache.reset()
+        self.logs, self.fork = [], None
+
+    # ---- reading
+
+    def reader(self, reading: Reading) -> Feed:
+        """Return the function that feeds a turn: first the messages, then one token of each answer after the other."""
+        waiting = [reading]
+
+        def feed(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
+            if waiting:
+                return self._read(waiting.pop(), input_ids, attention_mask, arguments)
+            return self._feed_step(input_ids, attention_mask, arguments)
+
+        return feed
+
+    def _read(
+        self, reading: Reading, ids: torch.Tensor, mask: torch.Tensor | None, arguments: dict[str, Any]
+    ) -> torch.Tensor:
+        """Feed the messages [batch, n]. Where the conversations then stand is noted for the length of the cache.
+
+        So it is true as soon as the cache has that length; if it never has, `settle` takes back what was read.
+        """
+        columns, length, before = ids.shape[1], self.cache.get_seq_length(), self.rows
+        seen = self.seen or [0] * len(ids)
+        self._log_turn(reading, before, seen)
+        self._rows_at = {length + columns: reading.rows} | ({} if before is None else {length: before})
+        cuts = self._cuts(columns, mask, reading.opening)
+        if len(cuts) > 2:
+            self._unread = copy.deepcopy(self.cache), self.fork
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            if start and (reading.stopping.is_set() or self.pressed()):
+                raise Stopped
+            if reading.opening is not None and start == columns - reading.opening:
+                self._take_fork(reading)
+            piece = slice(start, end)
+            logits = self._call(ids[:, piece], None if mask is None else mask[:, piece], arguments)
+            if reading.progress is not None:
+                reading.progress(end, columns)
+        if reading.opening == 0:
+            self._take_fork(reading)
+        return logits
+
+    def _cuts(self, columns: int, mask: torch.Tensor | None, opening: int | None) -> list[int]:
+        """Return where the columns of a message are cut into pieces, both ends included."""
+        size = PIECE if self._can_read_in_pieces(mask) else columns
+        cuts = {*range(0, columns, size), columns}
+        if opening is not None and opening < columns:
+            cuts.add(columns - opening)
+        return sorted(cuts)
+
+    def _can_read_in_pieces(self, mask: torch.Tensor | None) -> bool:
+        setup = setup_of(self.model) if isinstance(self.cache, AttentionSinkKVCache) else None
+        if setup is None:
+            return mask is None
+        padded_states = mask is not None and setup.has_states
+        return setup.settings.prefill == "streaming" and setup.architecture.states_continue and not padded_states
+
+    def _take_fork(self, reading: Reading) -> None:
+        cache = copy.deepcopy(self.cache)
+        self.fork = Fork(cache, cache.get_seq_length(), self.seen, reading.options)
+
+    def _log_turn(self, reading: Reading, before: tuple[Row, ...] | None, seen: list[int]) -> None:
+        if len(self.logs) != len(reading.rows):
+            self.logs = [TurnLog() for _ in reading.rows]
+        for index, (log, row, tokens) in enumerate(zip(self.logs, reading.rows, reading.prompts, strict=True)):
+            log.begin(row.turn, seen[index] + (len(before[index].unfed) if before else 0))
+            log.write(seen[index], tokens)
+
+    # ---- answering
+
+    def _feed_step(self, ids: torch.Tensor, mask: torch.Tensor | None, arguments: dict[str, Any]) -> torch.Tensor:
+        """Feed the tokens [batch, 1] that the mask keeps: those that were said last."""
+        length, before, seen = self.cache.get_seq_length(), self.rows or (), self.seen
+        kept = [True] * len(ids) if mask is None else mask[:, 0].bool().tolist()
+        after = tuple(row.fed() if fed else row for row, fed in zip(before, kept, strict=True))
+        for log, row, position, fed in zip(self.logs, before, seen, kept, strict=True):
+            if fed:
+                log.write(position, row.unfed)
+        self._rows_at = {length: before, length + 1: after}
+        return self._call(ids, mask, arguments)
+
+    def _call(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, arguments: dict[str, Any], cache: Any = None
+    ) -> torch.Tensor:
+        """Call the model; return its logits [batch, columns, words]."""
+        cache = self.cache if cache is None else cache
+        steps = self._step is not None and ids.shape[1] == 1 and cache.can_step_in_graph
+        run: Any = self._step if steps else self.model
+        outputs = run(input_ids=ids, attention_mask=mask, use_cache=True, **{CACHE: cache}, **arguments)
+        logits: torch.Tensor = outputs.logits
+        return logits
+
+    def settle(self) -> None:
+        """Take back what has been read of a message that was not read to its end."""
+        if self._unread is not None:
+            whole = self.cache.get_seq_length() in self._rows_at
+            cache, fork = (self.cache, self.fork) if whole else self._unread
+            self.cache, self.fork, self._unread = cache, fork, None
+
+    # ---- forgetting thoughts
+
+    def forgotten(self, tokens: list[list[int]]) -> tuple[Any, tuple[Row, ...]]:
+        """Return the cache and the rows as if, since the fork, each row had been fed `tokens` instead.
+
+        Where that breaks off it may be called again, and goes on from there.
+        """
+        fork, rows = self.fork, self.rows
+        assert fork is not None and rows is not None  # an answer was made
+        after = tuple(row.forgot() for row in rows)
+        if self._fed_since(fork, rows) == tokens:
+            return self.cache, tuple(replace(new, unfed=old.unfed) for new, old in zip(after, rows, strict=True))
+        ids, mask = left_padded(tokens, device_of(self.model))
+        padding = None if bool(mask.all()) else mask
+        size = PIECE if self._can_read_in_pieces(padding) else max(ids.shape[1], 1)
+        with torch.no_grad():
+            for start in range(fork.cache.get_seq_length() - fork.length, ids.shape[1], size):
+                piece = slice(start, start + size)
+                self._call(ids[:, piece], None if padding is None else padding[:, piece], {}, fork.cache)
+        return fork.cache, after
+
+    def _fed_since(self, fork: Fork, rows: tuple[Row, ...]) -> list[list[int]] | None:
+        """Return what each row was fed or said since the fork, None where the window does not hold all of it."""
+        if any(log.base > seen for log, seen in zip(self.logs, fork.seen, strict=True)):
+            return None
+        parts = zip(self.logs, fork.seen, self.seen, rows, strict=True)
+        return [[*log.tokens[start - log.base : end - log.base], *row.unfed] for log, start, end, row in parts]
+
+    def adopt(self, cache: Any, rows: tuple[Row, ...], tokens: list[list[int]]) -> None:
+        """Go on from what `forgotten` has returned for `tokens`."""
+        fork = self.fork
+        assert fork is not None
+        if cache is fork.cache:
+            for log, position, row in zip(self.logs, fork.seen, tokens, strict=True):
+                log.write(position, row)
+        self.cache, self._rows_at, self.fork = cache, {cache.get_seq_length(): rows}, None
