@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import wraps
-from inspect import signature
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import transformers
 from packaging.version import Version
-from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -75,13 +74,17 @@ def streams_in_this_release(model_type: str) -> bool:
     return SINCE.get(model_type, (0, 0)) <= transformers_release()
 
 
-def is_handed_position_embeddings(attention: type[nn.Module]) -> bool:
-    """Whether attention modules of this class receive cosines and sines as an argument.
+GPTJ_IS_HANDED_POSITION_EMBEDDINGS = transformers_release() >= (5, 24)
+"""Whether attention modules of GPT-J and CodeGen receive cosines and sines as an argument and use Transformers'
+attention interface. Older releases look cosines and sines up in a table of each module."""
 
-    Since 5.24, those of GPT-J and CodeGen do, and they use Transformers' attention interface. Older releases look
-    cosines and sines up in a table of each module.
+
+def tokenizers_read_gguf_themselves() -> bool:
+    """Whether tokenizers find the vocabulary of a GGUF file without the package `gguf`.
+
+    Since 5.24 they do, and the package is asked for the config alone.
     """
-    return "position_embeddings" in signature(attention.forward).parameters
+    return find_spec("transformers.integrations.gguf.gguf_tokenizer_mapping") is not None
 
 
 # ---- the name of the cache

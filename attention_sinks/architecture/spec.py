@@ -55,8 +55,9 @@ class Architecture:
     forward : callable, optional
         (attention module, hidden states, BoundCache, LayerPlan, keyword arguments) -> output and weights. An
         architecture whose attention does not use Transformers' `AttentionInterface` has one.
-    bound_cache : type, optional
-        A subclass of `streaming.bound_cache.BoundCache`, for base models that ask more of their cache than it has.
+    bound_cache : callable, optional
+        A subclass of `streaming.bound_cache.BoundCache`, or what makes an object of one, for base models that ask more
+        of their cache than it has.
     accepts_4d_mask : bool, default True
         Whether the base model accepts a ready mask of four dimensions.
     kinds : callable, default `layer_kinds`
@@ -79,7 +80,7 @@ class Architecture:
     positions: Scheme | Callable[[PreTrainedConfig], Scheme] = Rope()
     rotated: str = "keys"
     forward: Callable[..., tuple[Any, ...]] | None = None
-    bound_cache: type | None = None
+    bound_cache: Callable[..., Any] | None = None
     accepts_4d_mask: bool = True
     kinds: Callable[[PreTrainedConfig], tuple[LayerKind, ...]] = layer_kinds
     states_continue: bool = True

@@ -8,6 +8,7 @@ from .btlm import (
     BtlmModel,
     JaisConfig,
 )
+from .on_demand import register
 
 
 class JaisModel(BtlmModel):
@@ -28,3 +29,13 @@ class JaisForTokenClassification(BtlmForTokenClassification):
 
 class JaisForQuestionAnswering(BtlmForQuestionAnswering):
     config_class = JaisConfig
+
+
+register(
+    JaisConfig,
+    AutoModel=JaisModel,
+    AutoModelForCausalLM=JaisForCausalLM,
+    AutoModelForSequenceClassification=JaisForSequenceClassification,
+    AutoModelForTokenClassification=JaisForTokenClassification,
+    AutoModelForQuestionAnswering=JaisForQuestionAnswering,
+)

@@ -13,9 +13,9 @@ from transformers import (
 )
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
-from ..architecture.spec import Limit
 from .checkpoint import CheckedLoading
 from .old_names import OldNames
+from .on_demand import register
 
 CONVERSION: tuple[WeightConverter | WeightRenaming, ...] = (
     WeightRenaming(r"^transformer\.wte\.", "model.embed_tokens."),
@@ -74,14 +74,6 @@ class QWenConfig(OldNames, Qwen2Config):
         return {**values, "intermediate_size": 2 * self.intermediate_size}
 
 
-def limit(config: Any) -> Limit | None:
-    """Return up to how many visible tokens the model is exact without what Qwen v1 does to longer texts."""
-    if not (config.use_dynamic_ntk or config.use_logn_attn):
-        return None
-    reason = f"beyond seq_length={config.seq_length} it changes frequencies and scales queries, which is not computed"
-    return Limit(config.seq_length, reason)
-
-
 class _QWen(CheckedLoading):
     config_class: type[PreTrainedConfig] | None = QWenConfig
 
@@ -100,3 +92,14 @@ class QWenForTokenClassification(_QWen, Qwen2ForTokenClassification): ...
 
 class QWenForQuestionAnswering(_QWen, Qwen2ForQuestionAnswering):
     base_model_prefix = "model"  # the prefix of the decoder's weights in a language model
+
+
+register(
+    QWenConfig,
+    AutoModel=QWenModel,
+    AutoModelForCausalLM=QWenLMHeadModel,
+    AutoModelForSequenceClassification=QWenForSequenceClassification,
+    AutoModelForTokenClassification=QWenForTokenClassification,
+    AutoModelForQuestionAnswering=QWenForQuestionAnswering,
+    conversion=CONVERSION,
+)

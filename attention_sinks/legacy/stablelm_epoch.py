@@ -11,6 +11,7 @@ from transformers import (
 
 from .checkpoint import CheckedLoading
 from .old_names import OldNames
+from .on_demand import register
 
 
 class StableLMEpochConfig(OldNames, StableLmConfig):
@@ -35,3 +36,12 @@ class StableLMEpochForSequenceClassification(_StableLMEpoch, StableLmForSequence
 
 
 class StableLMEpochForTokenClassification(_StableLMEpoch, StableLmForTokenClassification): ...
+
+
+register(
+    StableLMEpochConfig,
+    AutoModel=StableLMEpochModel,
+    AutoModelForCausalLM=StableLMEpochForCausalLM,
+    AutoModelForSequenceClassification=StableLMEpochForSequenceClassification,
+    AutoModelForTokenClassification=StableLMEpochForTokenClassification,
+)

@@ -13,6 +13,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from .checkpoint import CheckedLoading
 from .old_names import OldNames
+from .on_demand import register
 
 CONVERSION = (
     WeightRenaming(r"\.ln1\.", ".input_layernorm."),
@@ -45,3 +46,14 @@ class YiForTokenClassification(_Yi, LlamaForTokenClassification): ...
 
 class YiForQuestionAnswering(_Yi, LlamaForQuestionAnswering):
     base_model_prefix = "model"  # the prefix of the decoder's weights in a language model
+
+
+register(
+    YiConfig,
+    AutoModel=YiModel,
+    AutoModelForCausalLM=YiForCausalLM,
+    AutoModelForSequenceClassification=YiForSequenceClassification,
+    AutoModelForTokenClassification=YiForTokenClassification,
+    AutoModelForQuestionAnswering=YiForQuestionAnswering,
+    conversion=CONVERSION,
+)

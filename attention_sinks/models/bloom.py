@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import BloomModel
 
 from ..architecture.spec import Architecture
 from ..plan.layer import LayerPlan
@@ -31,7 +31,7 @@ def _attention(
     return output + residual, weights
 
 
-def _alibi(base_model: BloomModel) -> Alibi:
+def _alibi(base_model: transformers.BloomModel) -> Alibi:
     return Alibi(alibi_slopes(base_model.config.n_head))
 
 

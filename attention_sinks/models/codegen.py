@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from ..architecture.spec import Architecture
 from ..plan.layer import LayerPlan
@@ -13,7 +12,7 @@ from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST_WIDE
 from ..positions.schemes import RopeTable
 from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
-from ..versions import is_handed_position_embeddings
+from ..versions import GPTJ_IS_HANDED_POSITION_EMBEDDINGS
 from .gptj import rotated_width, table_limit
 
 
@@ -28,7 +27,7 @@ def _attention(
     return module.resid_dropout(module.out_proj(output.flatten(2))), weights
 
 
-if is_handed_position_embeddings(CodeGenAttention):
+if GPTJ_IS_HANDED_POSITION_EMBEDDINGS:
     ARCHITECTURE = Architecture(
         "CodeGenAttention", RopeTable(rotated_width, NEIGHBOURS_SINE_FIRST_WIDE), limit=table_limit
     )

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedConfig
-from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
 from ..architecture.spec import Architecture
 from ..plan.layer import LayerPlan
 from ..positions.alibi import Alibi, alibi_slopes
+from ..positions.rotary import HALVES
 from ..positions.schemes import LinearBias, Rope, Scheme
 from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
@@ -22,7 +22,7 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     queries, keys, values = _heads(module, hidden_states)
     if layer.position_embeddings is not None:
-        queries, keys = apply_rotary_pos_emb(queries, keys, *layer.position_embeddings)
+        queries, keys = (HALVES.rotate(states, layer.position_embeddings) for states in (queries, keys))
     dropout = module.attention_dropout.p if module.training and module.config.alibi else 0.0
     output, weights = attend(module, queries, keys, values, cache, layer, module.head_dim**-0.5, dropout)
     return module.dense(output.flatten(2)), weights

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from ..architecture.spec import Architecture, Limit
 from ..plan.layer import LayerPlan
@@ -14,7 +13,7 @@ from ..positions.rotary import NEIGHBOURS, NEIGHBOURS_SINE_FIRST
 from ..positions.schemes import RopeTable
 from ..streaming.attention import attend
 from ..streaming.bound_cache import BoundCache
-from ..versions import is_handed_position_embeddings
+from ..versions import GPTJ_IS_HANDED_POSITION_EMBEDDINGS
 from .projections import project
 
 
@@ -45,7 +44,7 @@ def _unsupported_reason(config: PreTrainedConfig) -> str | None:
     return None
 
 
-if is_handed_position_embeddings(GPTJAttention):
+if GPTJ_IS_HANDED_POSITION_EMBEDDINGS:
     ARCHITECTURE = Architecture("GPTJAttention", RopeTable(rotated_width, NEIGHBOURS_SINE_FIRST), limit=table_limit)
 else:
     ARCHITECTURE = Architecture(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.llama4.modeling_llama4 import apply_rotary_emb
 
 from ..architecture.spec import Architecture
 from ..plan.layer import LayerPlan
@@ -21,7 +20,7 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     query, key, value = project(module, hidden_states)
     if module.use_rope:
-        query, key = apply_rotary_emb(query, key, layer.position_embeddings)
+        query, key = (_rotate(states, layer.position_embeddings) for states in (query, key))
     elif module.attn_temperature_tuning:
         query = (query * _temperature(module, layer.plan.cache_position)).to(query.dtype)
     if hasattr(module, "qk_norm"):
@@ -30,6 +29,12 @@ def _attention(
     dropout = module.attention_dropout if module.training else 0.0
     output, weights = attend(module, query, key, value, cache, layer, module.scaling, dropout)
     return module.o_proj(output.flatten(2)), weights
+
+
+def _rotate(states: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotate `states` [R, n, heads, head_dim] by complex `turns` [R, n, head_dim / 2]; neighbours are one number."""
+    numbers = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(numbers * turns[:, :, None]).flatten(-2).type_as(states)
 
 
 def _temperature(module: Any, place: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..architecture.spec import Architecture
-from ..legacy import btlm, qwen
+from ..legacy import btlm, streaming_qwen
 from ..positions.rotary import (
     HALVES_BACKWARDS,
     HALVES_BY_PAIR,
@@ -154,7 +154,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture("Phi3Attention"),
     "phi4_multimodal": Architecture("Phi4MultimodalAttention", notes="text only"),
     "phimoe": Architecture("PhimoeAttention"),
-    "qwen": Architecture("Qwen2Attention", limit=qwen.limit),
+    "qwen": streaming_qwen.ARCHITECTURE,
     "qwen2": Architecture("Qwen2Attention"),
     "qwen2_moe": Architecture("Qwen2MoeAttention"),
     "qwen3": Architecture("Qwen3Attention"),
@@ -243,7 +243,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     if model_type in UNSUPPORTED:
         raise NotImplementedError(
             f"model_type={model_type!r} cannot stream: it {UNSUPPORTED[model_type]}. Use one of "
-            "supported_model_types()."
+            f"supported_model_types(){_nearest(model_type)}."
         )
     if model_type not in ARCHITECTURES:
         raise NotImplementedError(_unknown(model_type))
@@ -261,9 +261,20 @@ def check_type(model_type: str | None) -> None:
 
 def _unknown(model_type: str) -> str:
     """Return what is said of a type without an entry."""
-    close = difflib.get_close_matches(model_type, supported_model_types())
+    close = _close_to(model_type)
     similar = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return (
-        f"model_type={model_type!r} is not supported by attention_sinks.{similar} Use one of supported_model_types(), "
-        "or add an entry to ARCHITECTURES in attention_sinks/models/registry.py (docs/contributing.md says how)."
+        f"model_type={model_type!r} is not supported by attention_sinks.{similar} Use one of "
+        "supported_model_types(), or add an entry to ARCHITECTURES in attention_sinks/models/registry.py "
+        "(docs/contributing.md says how)."
     )
+
+
+def _nearest(model_type: str) -> str:
+    """Return which supported type has the name that is most like `model_type`, if any is like it."""
+    close = _close_to(model_type)
+    return f", of which {close[0]!r} is nearest by name" if close else ""
+
+
+def _close_to(model_type: str) -> list[str]:
+    return difflib.get_close_matches(model_type, supported_model_types())

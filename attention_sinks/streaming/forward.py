@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -176,8 +176,8 @@ def _bound(
     """Return what stands in the place of `cache`. The default of `implementation` is what the user chose."""
     implementation = setup.model.config._attn_implementation if implementation is None else implementation
     assert implementation is not None  # Transformers chooses one when it makes a model
-    kind: type[BoundCache] = setup.architecture.bound_cache or BoundCache
-    return kind(cache, table, plans, implementation)
+    make: Callable[..., BoundCache] = setup.architecture.bound_cache or BoundCache
+    return make(cache, table, plans, implementation)
 
 
 def _call_base(model: nn.Module, bound: BoundCache, arguments: dict[str, Any]) -> BaseModelOutputWithPast:

@@ -3,13 +3,12 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 import attention_sinks
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, supported_model_types
 from attention_sinks.architecture.setup import setup_of
 from attention_sinks.models.registry import architecture_of
-from attention_sinks.versions import is_handed_position_embeddings
+from attention_sinks.versions import GPTJ_IS_HANDED_POSITION_EMBEDDINGS
 from references.replay import replay_logits
 from support.helpers import assert_close, assert_same_state, cut, everything_of, random_ids, refused, state_of, stream
 from support.zoo import ZOO, animal_of, config_of
@@ -128,7 +127,7 @@ def test_falcon_with_alibi_set_to_another_attention_later(implementation):
 
 @pytest.mark.parametrize("model_type, instead", [("falcon", "sdpa"), ("gptj", "eager")])
 def test_flash_attention_in_a_class_of_its_own(model_type, instead):
-    if model_type == "gptj" and is_handed_position_embeddings(GPTJAttention):
+    if model_type == "gptj" and GPTJ_IS_HANDED_POSITION_EMBEDDINGS:
         pytest.skip("since Transformers 5.24 GPT-J has one class of attention, which streams with every implementation")
     model = animal_of(model_type).build()
     model.config._attn_implementation = "flash_attention_2"

@@ -1,4 +1,4 @@
-"""BTLM with heads for classification and question answering."""
+"""BTLM with heads for classification and question answering; the models of BTLM for the Auto classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
 )
 
-from .modeling_btlm import BtlmModel, BtlmPreTrainedModel
+from ..on_demand import register
+from .configuration_btlm import BtlmConfig
+from .modeling_btlm import BtlmForCausalLM, BtlmModel, BtlmPreTrainedModel
 
 
 class BtlmForSequenceClassification(GenericForSequenceClassification, BtlmPreTrainedModel):
@@ -29,3 +31,13 @@ class BtlmForQuestionAnswering(GenericForQuestionAnswering, BtlmPreTrainedModel)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = value
+
+
+register(
+    BtlmConfig,
+    AutoModel=BtlmModel,
+    AutoModelForCausalLM=BtlmForCausalLM,
+    AutoModelForSequenceClassification=BtlmForSequenceClassification,
+    AutoModelForTokenClassification=BtlmForTokenClassification,
+    AutoModelForQuestionAnswering=BtlmForQuestionAnswering,
+)

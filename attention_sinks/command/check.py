@@ -1,0 +1,86 @@
+"""`attention-sinks check`: whether a model streams, and what that takes."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .failing import DISAGREES, one_line_for_bad_input
+
+if TYPE_CHECKING:
+    from ..report.report import ModelReport
+    from ..report.source import Source
+    from ..verification import Verification
+
+EXAMPLES = """\b
+Examples:
+  attention-sinks check HuggingFaceTB/SmolLM2-135M-Instruct
+  attention-sinks check models/my-model.gguf --window 508 --window 8000
+  attention-sinks check models/my-model --run
+  attention-sinks check models/my-model --json | jq .largest_window
+"""
+
+
+class Dtype(str, Enum):
+    """The dtypes that weights can be loaded in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name on the hub, folder or .gguf file.")],
+    sinks: Annotated[int, typer.Option(metavar="N", min=0, help="First tokens that are never evicted.")] = 4,
+    window: Annotated[
+        list[int] | None, typer.Option(metavar="N", min=1, help="A window to size; may be given again.")
+    ] = None,
+    run: Annotated[bool, typer.Option("--run", help="Load it and compare it with plain Transformers.")] = False,
+    dtype: Annotated[Dtype, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16 for --run.")] = Dtype.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """Say whether a model streams, and what it takes.
+
+    The config and the tokenizer tell. No weights are read, but with --run.
+    """
+    with one_line_for_bad_input("check"):
+        from ..report.report import report_on
+        from ..report.source import find_source
+        from . import tables
+        from .quiet import quiet_libraries
+
+        with quiet_libraries():
+            source = find_source(model)
+            report = report_on(source, sinks)
+            windows = tables.windows_to_show(report, window)
+            verification = _run(source, report, dtype.value) if run else None
+    if as_json:
+        typer.echo(json.dumps(tables.as_data(report, windows, verification)))
+    else:
+        tables.show(report, windows, verification)
+    if verification is not None and not verification.agrees:
+        raise typer.Exit(DISAGREES)
+
+
+def _run(source: Source, report: ModelReport, dtype: str) -> Verification:
+    """Load the model and compare a few tokens with plain Transformers."""
+    import torch
+
+    from ..auto import AutoModelForCausalLM
+    from ..report.memory import check_memory
+    from ..verification import verify_attention_sinks
+
+    check_memory(source, report, dtype)
+    device = "auto" if torch.cuda.is_available() else None
+    model = AutoModelForCausalLM.from_pretrained(
+        **source.arguments,
+        attention_sink_size=report.sink_size,
+        attention_sink_window_size=report.window,
+        dtype=dtype,
+        device_map=device,
+    )
+    return verify_attention_sinks(model)
