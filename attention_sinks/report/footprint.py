@@ -46,7 +46,7 @@ def footprints(setup: Setup, cache: AttentionSinkKVCache) -> dict[str, Footprint
     What such a model keeps in float32, as states often are, is also in float32 where the model is. float16 takes as
     much as bfloat16.
     """
-    everything, sinks = cache.stack.tensors, cache.settings.sink_size
+    everything, sinks = cache.layer_stack.tensors, cache.settings.sink_size
     slots, own_windows = [], []
     for kind, layer in zip(setup.kinds, cache.layers, strict=True):
         if kind.window is not None and setup.native_window is None:
