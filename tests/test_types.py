@@ -25,7 +25,7 @@ follow_imports = silent
 """Most of PyTorch and Transformers does not matter to the script. Without it, mypy takes half the time or less."""
 
 WRONG = """
-assert_type(chat.send("Hello!"), Iterator[list[str]])
+assert_type(chat.send("Hello!"), AnswerStreams)
 assert_type(chat.cache.nbytes, float)
 assert_type(supported_model_types(), tuple[str, ...])
 assert_type(inject_attention_sinks(llama), PreTrainedModel)

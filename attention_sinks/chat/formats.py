@@ -289,6 +289,11 @@ class Format:
         """Return whether the parser looks for this token, so that it must be in the text that is parsed."""
         return token in repr(self.response_template).replace("\\\\", "").replace("\\", "")
 
+    def is_in_arguments(self, token: str) -> bool:
+        """Return whether this token may stand in the arguments of a call."""
+        fields = (self.response_template or {}).get("fields", {})
+        return token in repr(fields.get(CALLS, {}).get("content_args"))
+
     def breaks_off(self, raw: str) -> bool:
         """Return whether an answer ends in a call of which the parser would take the arguments that are there."""
         calls = {} if self.own else (self.response_template or {}).get("fields", {}).get(CALLS, {})

@@ -253,10 +253,10 @@ class ChatTemplate:
     def _after_calls(self, history: list[Message], words: str, rest: str) -> _Before:
         """Return a history whose answer ends in a call; `rest` is what the template writes after `words` in it.
 
-        The answer ends with what closes any answer, or with a control token that is no part of a call.
+        The answer ends with what closes any answer, or with a control token that is no part of a call's arguments.
         """
         controls = self.encoder.control_tokens
-        inside = [token for token in controls if token in rest and self.format.mentions(token)]
+        inside = [token for token in controls if token in rest and self.format.is_in_arguments(token)]
         begin = max((rest.rfind(token) + len(token) for token in inside), default=0)
         plain = self._render([*_user(QUESTION), _answer(ANSWER)], False).rpartition(ANSWER)[2]
         places = [rest.find(end, begin) for end in (plain, *controls) if end.strip() and end in rest[begin:]]

@@ -249,7 +249,7 @@ def test_without_tools_a_call_is_text(name):
 def test_two_calls_and_their_results(name):
     told = ToldChat(BY_NAME[name], LARGE, tools=True)
     told.ask("Hello!", Said(f"{HERMES_CALL}\n{HERMES_CALL}", calls=2))
-    assert told.answer.tool_calls == [CALL, CALL]
+    assert told.answer.tool_calls == [{**CALL, "id": f"call0000{index}"} for index in range(2)]
     results = [told.family.result(), told.family.result("again")]
     read = told.chat.template.next_turn(results, Ended("</tool_call>", True, tuple(told.answer.tool_calls))).ids
     assert [*told.prompt, *told.said, *read] == told.rendered([*told.history, *results])
