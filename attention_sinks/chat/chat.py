@@ -573,7 +573,10 @@ class StreamingChat:
         forgets = self.thoughts == "forget"
         opening = None
         if forgets and self.format.has_thoughts and self._stream.fork is None:
-            opening = max(prompt.opening for prompt in prompts)
+            opening, *others = {prompt.opening for prompt in prompts}
+            if others:
+                logger.warning("thoughts are kept this time: the chat template opens the answers in several ways.")
+                opening = None
         return Reading(
             prompts=[[*row.unfed, *prompt.ids] for row, prompt in zip(before, prompts, strict=True)],
             rows=tuple(row.asked(messages, forgets) for row, messages in zip(before, turns, strict=True)),
