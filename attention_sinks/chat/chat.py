@@ -6,9 +6,7 @@ import copy
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import starmap, zip_longest
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 from torch import nn
@@ -19,22 +17,18 @@ from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.files import naming
 from ..cache.storage import read_file, write_file
-from .answer import Answer, AnswerStream, AnswerStreams, Piece
-from .decoding import Step, decode, ends_of
-from .interrupts import interrupts_held_back
+from .answer import Answer, AnswerStream, AnswerStreams
+from .decoding import ends_of
 from .messages import Message, Turn, Turns, is_turn, turns_of
-from .parsing import AnswerParser
-from .rows import Row
 from .saved_chat import fitting_chat, saved_state
-from .stream import ChatStream, Progress, Reading, Stopped
-from .template import TOOL_ROLES, ChatTemplate, Prompt, Said
+from .stream import ChatStream, Progress
+from .template import ChatTemplate
+from .turns import OnEvict, Request, TurnTaker
 
 logger = logging.get_logger(__name__)
 
 Thoughts = Literal["keep", "forget"]
 """What becomes of the thoughts of an answer: they stay in the stream as they were said, or they leave it at its end."""
-
-OnEvict = Callable[..., Any]
 
 ChatT = TypeVar("ChatT", bound="StreamingChat")
 
@@ -148,9 +142,9 @@ class StreamingChat:
             self._check_can_save(cache, "autosave")
         self._warn_of_ends()
         self._stream = ChatStream(self.model, cache, compiles=compile and self._can_compile(cache))
+        self._turns = TurnTaker(tokenizer, self.template, self._stream, thoughts == "forget", keep_transcript)
         self._turn: Callable[[], Any] = lambda: None  # a weak reference to the answer that is being made
         self._stopping = threading.Event()  # of that answer
-        self._voices: list[AnswerParser] = []  # of the answers that are being made, or were made last
 
     def make_cache(self, sink_size: int) -> AttentionSinkKVCache:
         """Make the cache of this chat, with the model's sizes but at least `sink_size` sinks.
@@ -235,7 +229,8 @@ class StreamingChat:
         self.stop()
         stopping, answers = threading.Event(), [Answer() for _ in turns]
         alone = is_turn(message)
-        turn = self._take_turn(turns, alone, answers, options, on_progress, stopping)
+        request = Request(turns, alone, answers, self.generation_config, options, on_progress, self.on_evict, stopping)
+        turn = self._take_turn(request)
         self._turn, self._stopping = weakref.ref(turn), stopping
         return AnswerStream(turn, self.stop, answers[0]) if alone else AnswerStreams(turn, self.stop, answers)
 
@@ -267,7 +262,7 @@ class StreamingChat:
         turn = self._turn()
         self._stopping.set()
         if turn is not None and not turn.gi_running:
-            was_made = any(voice.answer.finish_reason is None for voice in self._voices)
+            was_made = any(voice.answer.finish_reason is None for voice in self._turns.voices)
             turn.close()
             if was_made and self._stream.rows is not None:
                 self._autosave()
@@ -276,8 +271,7 @@ class StreamingChat:
         """Forget the conversations. The next message begins new ones, of any number."""
         self._check_idle("reset")
         self.stop()
-        self._voices = []
-        self._stream.reset()
+        self._turns.reset()
 
     # ---- what it knows
 
@@ -349,11 +343,7 @@ class StreamingChat:
         cache.layer_stack.check_has_no_states(action)
 
     def _save(self, path: str | os.PathLike[str]) -> None:
-        stream = copy.copy(self._stream)
-        if stream.rows is not None:
-            stream.rows = tuple(starmap(self._as_left, zip_longest(stream.rows, self._voices)))
-        if stream.fork is not None:
-            self._forget_in_copy(stream)
+        stream = self._turns.as_left()
         tensors, cache = stream.cache.snapshot()
         write_file(path, tensors, saved_state(self, cache, stream))
 
@@ -423,11 +413,8 @@ class StreamingChat:
             self.template.check_options(options)
             if rows is not None:
                 self.template.check_still_read(options)
-        said = [None] * len(turns) if rows is None else [Said("", row.ended, row.tool_calls) for row in rows]
-        turns = [
-            turn if each is None else self.template.with_call_ids(turn, each)
-            for turn, each in zip(turns, said, strict=True)
-        ]
+        said = [None] * len(turns) if rows is None else list(map(self._turns.said, rows))
+        turns = [self.template.with_call_ids(turn, each) for turn, each in zip(turns, said, strict=True)]
         for turn, each in zip(turns, said, strict=True):
             self.template.check_roles(turn, each)
         if self.thoughts == "forget" and len(turns) > 1 and _keeps_states(self.cache):
@@ -438,101 +425,12 @@ class StreamingChat:
             )
         return turns
 
-    def _take_turn(
-        self,
-        turns: list[list[Message]],
-        alone: bool,
-        answers: list[Answer],
-        options: dict[str, Any] | None,
-        on_progress: Progress | None,
-        stopping: threading.Event,
-    ) -> Generator[Any, None, None]:
-        """Yield lists with a piece of each answer or, for a conversation `alone`, its pieces."""
-        self._settle_answers(turns)
-        steps = self._steps(turns, answers, options, on_progress, stopping)
-        pieces: list[list[Piece]] | None = []
+    def _take_turn(self, request: Request) -> Generator[Any, None, None]:
+        """Yield the pieces of a turn; then tell what was evicted, and save."""
+        if not (yield from self._turns.take(request)):
+            return
         try:
-            while not stopping.is_set() and (pieces := self._next(steps)) is not None:
-                yield from _handed_out(pieces, alone)
-        finally:
-            pieces = self._leave()
-        yield from _handed_out(pieces, alone)
-        if any(voice.answer.begun for voice in self._voices):
-            self._end_turn()
-
-    def _steps(
-        self,
-        turns: list[list[Message]],
-        answers: list[Answer],
-        options: dict[str, Any] | None,
-        on_progress: Progress | None,
-        stopping: threading.Event,
-    ) -> Iterator[Step]:
-        """Return the steps of the answers, of which the first reads the messages."""
-        prompts = self._prompts(turns, options)
-        reading = self._reading(turns, prompts, options, on_progress, stopping)
-        self._voices = [
-            AnswerParser(self.tokenizer, self.format, answer, prompt, self.template.tools)
-            for answer, prompt in zip(answers, prompts, strict=True)
-        ]
-        feed = self._stream.reader(reading)
-        return decode(self.model, self.tokenizer, reading.prompts, self.generation_config, feed)
-
-    def _next(self, steps: Iterator[Step]) -> list[list[Piece]] | None:
-        """Run one step, note its tokens as unfed, and return the new pieces of each answer.
-
-        Ctrl-C waits until that is done, or until a piece of the message is read.
-        """
-        stream = self._stream
-        with interrupts_held_back() as stream.pressed:
-            try:
-                step = next(steps, None)
-            except Stopped:
-                step = None
-            finally:
-                stream.settle()
-            if step is None or (rows := stream.rows) is None:
-                return None
-            first = not self._voices[0].answer.begun
-            said = zip(rows, self._voices, *step, self._cached(), strict=True)
-            heard = [self._hear(row, voice, token, reason, cached) for row, voice, token, reason, cached in said]
-            stream.rows = tuple(row for row, _ in heard)
-        if first:
-            self._report_evicted()
-        return [pieces for _, pieces in heard]
-
-    def _hear(
-        self, row: Row, voice: AnswerParser, token: int | None, reason: str | None, cached: int
-    ) -> tuple[Row, list[Piece]]:
-        """Return where a conversation stands after a step of its answer, and the new pieces of that."""
-        if not row.is_open:
-            return row, []
-        pieces = voice.say(token, cast(Any, reason), cached) if voice.answer.finish_reason is None else []
-        row = row.said(token, ended=reason == "stop")
-        if reason is not None:
-            row = row.answered(voice.answer.message, self.thoughts == "forget")
-        return row, pieces
-
-    def _leave(self) -> list[list[Piece]]:
-        """End the answers that nobody has ended; return the pieces that were held back."""
-        rows, voices = self._stream.rows, self._voices
-        if rows is None or len(rows) != len(voices) or not any(row.is_open for row in rows):
-            return []
-        for row, voice in zip(rows, voices, strict=True):
-            voice.go_back(row.count)
-        heard = [
-            self._hear(row, voice, None, voice.answer.finish_reason or "interrupted", cached)
-            for row, voice, cached in zip(rows, voices, self._cached(), strict=True)
-        ]
-        self._stream.rows = tuple(row for row, _ in heard)
-        return [pieces for _, pieces in heard]
-
-    def _end_turn(self) -> None:
-        """Do what follows a turn: forget thoughts, tell what was evicted, save."""
-        if not any(row.tool_calls for row in self._stream.rows or ()):  # else the exchange goes on
-            self._forget()
-        try:
-            self._report_evicted()
+            self._turns.report_evicted(self.on_evict)
         finally:
             self._autosave()
 
@@ -548,49 +446,6 @@ class StreamingChat:
                 "folder again, and the next turn saves it."
             ) from error
 
-    # ---- what a turn feeds
-
-    def _prompts(self, turns: list[list[Message]], options: dict[str, Any] | None) -> list[Prompt]:
-        """Return what each conversation's turn adds to its stream."""
-        rows = self._stream.rows
-        if rows is None:
-            return [self.template.first_turn(messages, options) for messages in turns]
-        return [
-            self.template.next_turn(messages, Said(self._decoded(row.tail), row.ended, row.tool_calls), options)
-            for messages, row in zip(turns, rows, strict=True)
-        ]
-
-    def _reading(
-        self,
-        turns: list[list[Message]],
-        prompts: list[Prompt],
-        options: dict[str, Any] | None,
-        on_progress: Progress | None,
-        stopping: threading.Event,
-    ) -> Reading:
-        """Return how the turns are read: what was said but not fed comes first."""
-        before = self._stream.rows or tuple(Row(transcript=() if self.keep_transcript else None) for _ in turns)
-        forgets = self.thoughts == "forget"
-        opening = None
-        if forgets and self.format.has_thoughts and self._stream.fork is None:
-            opening, *others = {prompt.opening for prompt in prompts}
-            if others:
-                logger.warning("thoughts are kept this time: the chat template opens the answers in several ways.")
-                opening = None
-        return Reading(
-            prompts=[[*row.unfed, *prompt.ids] for row, prompt in zip(before, prompts, strict=True)],
-            rows=tuple(row.asked(messages, forgets) for row, messages in zip(before, turns, strict=True)),
-            opening=opening,
-            options=options,
-            progress=on_progress,
-            stopping=stopping,
-        )
-
-    def _decoded(self, tokens: Iterable[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
-
-    # ---- between turns
-
     def _check_idle(self, action: str) -> None:
         """Raise RuntimeError while a step of an answer is being made: in another thread, or around this call."""
         turn = self._turn()
@@ -601,69 +456,7 @@ class StreamingChat:
             )
         self._stream.settle()
 
-    def _settle_answers(self, turns: list[list[Message]]) -> None:
-        """End what was left of the last turn before the next one begins; results of tools go on with it."""
-        self._leave()
-        rows = self._stream.rows
-        if rows is None or not all(
-            messages[0]["role"] in TOOL_ROLES and row.tool_calls for messages, row in zip(turns, rows, strict=True)
-        ):
-            self._forget()
-
-    def _forget(self) -> None:
-        """Take the thoughts of the last answers out of the stream, where the chat forgets them."""
-        if self._stream.fork is None:
-            return
-        with interrupts_held_back() as self._stream.pressed:
-            tokens = self._remembered(self._stream)
-            if tokens is None:
-                self._stream.fork = None
-                return
-            self._stream.adopt(*self._stream.forgotten(tokens), tokens)
-
-    def _as_left(self, row: Row, voice: AnswerParser | None) -> Row:
-        """Return where a conversation stood if its answer were left after the words that were handed out."""
-        if voice is None or not row.is_open:
-            return row
-        return row.answered(voice.answer.message, self.thoughts == "forget")
-
-    def _forget_in_copy(self, stream: ChatStream) -> None:
-        """Take the thoughts of the last answers out of a copy of the chat's stream."""
-        assert stream.fork is not None
-        stream.fork = replace(stream.fork, cache=copy.deepcopy(stream.fork.cache))
-        stream.logs = copy.deepcopy(stream.logs)
-        if (tokens := self._remembered(stream)) is not None:
-            stream.adopt(*stream.forgotten(tokens), tokens)
-
-    def _remembered(self, stream: ChatStream) -> list[list[int]] | None:
-        """Return the tokens of the last exchange without thoughts; None where the template cannot tell them."""
-        fork, rows = stream.fork, stream.rows
-        assert fork is not None and rows is not None  # an answer was made
-        try:
-            return [self.template.remembered(list(row.exchange), row.first, fork.options) for row in rows]
-        except ValueError as error:
-            logger.warning(f"thoughts are kept this time: {error}")
-            return None
-
-    def _cached(self) -> list[int]:
-        """Return how many tokens of each conversation are in the cache."""
-        cache = self._stream.cache
-        if not isinstance(cache, AttentionSinkKVCache):
-            return self._stream.seen
-        return [min(seen, cache.settings.visible_size - 1) for seen in self._stream.seen]
-
-    def _report_evicted(self) -> None:
-        """Let go of what has left the window, and tell of it."""
-        if not isinstance(self._stream.cache, AttentionSinkKVCache) or self._stream.fork is not None:
-            return
-        sinks, window = self.cache.settings.sink_size, self.cache.settings.window_size
-        logs = self._stream.logs
-        left = [log.evict(seen, sinks, window) for log, seen in zip(logs, self._stream.seen, strict=True)]
-        if self.on_evict is None:
-            return
-        for conversation, gone in enumerate(left):
-            for turn, tokens in gone:
-                self.on_evict(turn, tokens, **({"conversation": conversation} if len(left) > 1 else {}))
+    # ---- at construction
 
     def _warn_of_ends(self) -> None:
         """Warn when nothing that the template closes an answer with is an end token, so that the model may talk on."""
@@ -691,15 +484,6 @@ class StreamingChat:
             "that are faster."
         )
         return True
-
-
-def _handed_out(pieces: list[list[Piece]] | None, alone: bool) -> Iterator[Any]:
-    """Yield the new pieces of one answer; of several, lists with one of each, empty where there is none."""
-    if not pieces or alone:
-        yield from (pieces[0] if pieces else [])
-        return
-    for index in range(max(map(len, pieces))):
-        yield [row[index] if index < len(row) else Piece("") for row in pieces]
 
 
 def _keeps_states(cache: Any) -> bool:

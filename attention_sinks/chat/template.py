@@ -354,9 +354,9 @@ class ChatTemplate:
             )
 
     @staticmethod
-    def with_call_ids(messages: list[Message], said: Said) -> list[Message]:
+    def with_call_ids(messages: list[Message], said: Said | None) -> list[Message]:
         """Return the messages, with the identifiers of the calls of which they have the results, in their order."""
-        numbers = iter([call["id"] for call in said.tool_calls if "id" in call])
+        numbers = iter([call["id"] for call in (said.tool_calls if said else ()) if "id" in call])
         return [
             {"tool_call_id": number, **message}
             if message["role"] in TOOL_ROLES and (number := next(numbers, None)) is not None

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,15 +40,44 @@ def attack_on_chat(path):
     for _ in range(4):
         list(chat.send(["w3 w4", "w5", "w6 w7"]))
     chat.save(path)
-    rows = len(chat._unfed)
+    rows = len(chat._stream.rows)
 
     def use(loaded):
-        list(loaded.send(["w6"] * (rows if loaded._unfed is None else len(loaded._unfed))))
+        loaded.ask(["w6"] * (rows if loaded._stream.rows is None else len(loaded._stream.rows)))
 
     return Attack(path, model, lambda path: StreamingChat.load(path, model, tokenizer), use)
 
 
-@pytest.fixture(params=[attack_on_cache, attack_on_chat], ids=["cache", "chat"])
+TOOL = {"type": "function", "function": {"name": "w9", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"type": "function", "id": "call00000", "function": {"name": "w9", "arguments": {"w8": "w7"}}}
+WITH_TOOLS = (
+    "{% if tools %}{{ tools[0]['function']['name'] }} {% endif %}{% for m in messages %}<start> {{ m['role'] }} "
+    "{{ m['content'] }}{% for call in m['tool_calls'] or [] %} {{ call['function'] | tojson }}{% endfor %} <end> "
+    "{% endfor %}{% if add_generation_prompt %}<start> assistant {% endif %}"
+)
+
+
+def attack_on_chat_with_tools(path):
+    model, tokenizer = inject_attention_sinks(tiny_llama(), S, W), word_tokenizer(WITH_TOOLS)
+    config = GenerationConfig(max_new_tokens=3, eos_token_id=[1, 2], suppress_tokens=[0, 3])
+    options = {"tools": [TOOL], "keep_transcript": True, "chat_template_kwargs": {"w": 1}}
+    chat = StreamingChat(model, tokenizer, generation_config=config, **options)
+    chat.ask("w3 w4")
+    chat._stream.rows = tuple(replace(row, tool_calls=(CALL,)) for row in chat._stream.rows)
+    chat.save(path)
+
+    def use(loaded):
+        if loaded._stream.rows and loaded._stream.rows[0].tool_calls:
+            loaded.ask({"role": "tool", "name": "w9", "content": "w5"})
+        loaded.ask("w6")
+        assert isinstance(loaded.transcript, (list, type(None))) and isinstance(loaded.turns_in_window, list)
+
+    return Attack(path, model, lambda path: StreamingChat.load(path, model, tokenizer), use)
+
+
+@pytest.fixture(
+    params=[attack_on_cache, attack_on_chat, attack_on_chat_with_tools], ids=["cache", "chat", "chat_with_tools"]
+)
 def attack(request, tmp_path):
     return request.param(tmp_path / "file")
 

@@ -1,7 +1,6 @@
 """Thoughts: told apart from the answer, and forgotten after it."""
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from attention_sinks import StreamingChat, inject_attention_sinks
 from attention_sinks.chat import stream as stream_module
 from attention_sinks.chat.answer import Answer
 from attention_sinks.chat.messages import turns_of
+from attention_sinks.chat.turns import Request
 from support.faults import interrupted
 from support.helpers import assert_close, random_ids, refused, stream, tiny_llama
 from support.toy_tokenizers import thinking_tokenizer, word_tokenizer
@@ -192,11 +192,11 @@ def left_after(start, steps, tmp_path, says):
     chat = StreamingChat.load(tmp_path / "copy", start.model, start.tokenizer)
     if steps:
         says(chat, RAW)
-        turn = chat._steps(turns_of("w21"), [Answer()], None, None, threading.Event())
+        turn = chat._turns.steps(Request(turns_of("w21"), True, [Answer()], chat.generation_config))
         for _ in range(steps):
-            chat._next(turn)
-        chat._leave()
-        chat._forget()
+            chat._turns.next(turn)
+        chat._turns.leave()
+        chat._turns.forget()
     return chat
 
 
@@ -211,8 +211,8 @@ def test_ctrl_c_at_any_line_of_a_turn_that_forgets(says, tmp_path, monkeypatch):
             break
         try:
             chat.stop()
-            chat._leave()
-            chat._forget()
+            chat._turns.leave()
+            chat._turns.forget()
             now = future(chat, tmp_path)
         except RuntimeError as error:  # at the lines that end a call
             assert "reset()" in str(error)

@@ -1,0 +1,292 @@
+"""The turns of a chat: messages are read, answers made, and what was left is settled before the next turn."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import starmap, zip_longest
+from typing import Any, cast
+
+from transformers import GenerationConfig
+from transformers.utils import logging
+
+from ..cache.cache import AttentionSinkKVCache
+from .answer import Answer, Piece
+from .decoding import Step, decode
+from .interrupts import interrupts_held_back
+from .messages import Message
+from .parsing import AnswerParser
+from .rows import Row
+from .stream import ChatStream, Progress, Reading, Stopped
+from .template import TOOL_ROLES, ChatTemplate, Prompt, Said
+
+logger = logging.get_logger(__name__)
+
+OnEvict = Callable[..., Any]
+"""It is told the number of a turn and those of its tokens that have left the window."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a chat is asked with one turn.
+
+    Attributes
+    ----------
+    messages : list of list of dict
+        The messages of each conversation.
+    alone : bool
+        Whether it is one conversation, of which the pieces come one by one.
+    answers : list of Answer
+        What will be known of the answers.
+    generation_config : GenerationConfig
+        How they are chosen.
+    options : dict or None
+        Keywords for the chat template.
+    on_progress : callable or None
+        Told how far the messages are read.
+    on_evict : callable or None
+        Told what has left the window.
+    stopping : threading.Event
+        Set when the turn shall stop.
+    """
+
+    messages: list[list[Message]]
+    alone: bool
+    answers: list[Answer]
+    generation_config: GenerationConfig
+    options: dict[str, Any] | None = None
+    on_progress: Progress | None = None
+    on_evict: OnEvict | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+
+class TurnTaker:
+    """Take the turns of a chat, one after the other.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The tokenizer.
+    template : ChatTemplate
+        What turns add.
+    stream : ChatStream
+        The streams of the conversations.
+    forgets : bool
+        Whether thoughts leave the stream after the answer.
+    keeps_transcript : bool
+        Whether all that is said is kept as text.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: ChatTemplate, stream: ChatStream, forgets: bool, keeps_transcript: bool
+    ) -> None:
+        self.tokenizer, self.template, self.stream = tokenizer, template, stream
+        self.forgets, self.keeps_transcript = forgets, keeps_transcript
+        self.voices: list[AnswerParser] = []  # of the answers that are being made, or were made last
+
+    def reset(self) -> None:
+        """Forget the conversations."""
+        self.voices = []
+        self.stream.reset()
+
+    def take(self, request: Request) -> Generator[Any, None, bool]:
+        """Yield lists with a piece of each answer or, for a conversation alone, its pieces.
+
+        Returns
+        -------
+        bool
+            Whether the messages were read, so that there was a turn.
+        """
+        self.settle(request.messages)
+        steps, is_read = self.steps(request), False
+        pieces: list[list[Piece]] | None = []
+        try:
+            while not request.stopping.is_set() and (pieces := self.next(steps)) is not None:
+                if not is_read:
+                    self.report_evicted(request.on_evict)
+                is_read = True
+                yield from _handed_out(pieces, request.alone)
+        finally:
+            pieces = self.leave()
+        yield from _handed_out(pieces, request.alone)
+        if not any(row.tool_calls for row in self.stream.rows or ()):  # else the exchange goes on
+            self.forget()
+        return is_read
+
+    def steps(self, request: Request) -> Iterator[Step]:
+        """Return the steps of the answers, of which the first reads the messages."""
+        prompts = self.prompts(request)
+        reading = self.reading(request, prompts)
+        self.voices = [
+            AnswerParser(self.tokenizer, self.template.format, answer, prompt, self.template.tools)
+            for answer, prompt in zip(request.answers, prompts, strict=True)
+        ]
+        feed = self.stream.reader(reading)
+        return decode(self.stream.model, self.tokenizer, reading.prompts, request.generation_config, feed)
+
+    def next(self, steps: Iterator[Step]) -> list[list[Piece]] | None:
+        """Run one step, note its tokens as unfed, and return the new pieces of each answer.
+
+        Ctrl-C waits until that is done, or until a piece of the message is read.
+        """
+        stream = self.stream
+        with interrupts_held_back() as stream.pressed:
+            try:
+                step = next(steps, None)
+            except Stopped:
+                step = None
+            finally:
+                stream.settle()
+            if step is None or (rows := stream.rows) is None:
+                return None
+            said = zip(rows, self.voices, *step, self._cached(), strict=True)
+            heard = list(starmap(self._hear, said))
+            stream.rows = tuple(row for row, _ in heard)
+        return [pieces for _, pieces in heard]
+
+    def _hear(
+        self, row: Row, voice: AnswerParser, token: int | None, reason: str | None, cached: int
+    ) -> tuple[Row, list[Piece]]:
+        """Return where a conversation stands after a step of its answer, and the new pieces of that."""
+        if not row.is_open:
+            return row, []
+        pieces = voice.say(token, cast(Any, reason), cached) if voice.answer.finish_reason is None else []
+        row = row.said(token, ended=reason == "stop")
+        if reason is not None:
+            row = row.answered(voice.answer.message, self.forgets)
+        return row, pieces
+
+    def leave(self) -> list[list[Piece]]:
+        """End the answers that nobody has ended; return the pieces that were held back."""
+        rows, voices = self.stream.rows, self.voices
+        if rows is None or len(rows) != len(voices) or not any(row.is_open for row in rows):
+            return []
+        for row, voice in zip(rows, voices, strict=True):
+            voice.go_back(row.count)
+        heard = [
+            self._hear(row, voice, None, voice.answer.finish_reason or "interrupted", cached)
+            for row, voice, cached in zip(rows, voices, self._cached(), strict=True)
+        ]
+        self.stream.rows = tuple(row for row, _ in heard)
+        return [pieces for _, pieces in heard]
+
+    # ---- what a turn feeds
+
+    def prompts(self, request: Request) -> list[Prompt]:
+        """Return what each conversation's turn adds to its stream."""
+        rows = self.stream.rows
+        if rows is None:
+            return [self.template.first_turn(messages, request.options) for messages in request.messages]
+        return [
+            self.template.next_turn(messages, self.said(row), request.options)
+            for messages, row in zip(request.messages, rows, strict=True)
+        ]
+
+    def said(self, row: Row) -> Said:
+        """Return how the last answer of a conversation ended."""
+        tail = self.tokenizer.decode(list(row.tail), skip_special_tokens=False)
+        return Said(str(tail), row.ended, row.tool_calls)
+
+    def reading(self, request: Request, prompts: list[Prompt]) -> Reading:
+        """Return how the turns are read: what was said but not fed comes first."""
+        fresh = Row(transcript=() if self.keeps_transcript else None)
+        before = self.stream.rows or (fresh,) * len(prompts)
+        asked = zip(before, request.messages, strict=True)
+        return Reading(
+            prompts=[[*row.unfed, *prompt.ids] for row, prompt in zip(before, prompts, strict=True)],
+            rows=tuple(row.asked(messages, self.forgets) for row, messages in asked),
+            opening=self._fork_before(prompts),
+            options=request.options,
+            progress=request.on_progress,
+            stopping=request.stopping,
+        )
+
+    def _fork_before(self, prompts: list[Prompt]) -> int | None:
+        """Return how many of the last tokens open the answers, if the streams are to be forked before them."""
+        if not (self.forgets and self.template.format.has_thoughts) or self.stream.fork is not None:
+            return None
+        opening, *others = {prompt.opening for prompt in prompts}
+        if others:
+            logger.warning("thoughts are kept this time: the chat template opens the answers in several ways.")
+            return None
+        return opening
+
+    # ---- between turns
+
+    def settle(self, turns: list[list[Message]]) -> None:
+        """End what was left of the last turn before the next one begins; results of tools go on with it."""
+        self.leave()
+        rows = self.stream.rows
+        if rows is None or not all(
+            messages[0]["role"] in TOOL_ROLES and row.tool_calls for messages, row in zip(turns, rows, strict=True)
+        ):
+            self.forget()
+
+    def forget(self) -> None:
+        """Take the thoughts of the last answers out of the stream, where the chat forgets them."""
+        stream = self.stream
+        if stream.fork is None:
+            return
+        with interrupts_held_back() as stream.pressed:
+            if not self._forget_in(stream):
+                stream.fork = None
+
+    def as_left(self) -> ChatStream:
+        """Return a copy of the stream as it were if the answers were left after the words that were handed out."""
+        stream = copy.copy(self.stream)
+        if stream.rows is not None:
+            stream.rows = tuple(starmap(self._as_left, zip_longest(stream.rows, self.voices)))
+        if stream.fork is not None:
+            stream.fork = replace(stream.fork, cache=copy.deepcopy(stream.fork.cache))
+            stream.logs = copy.deepcopy(stream.logs)
+            self._forget_in(stream)
+        return stream
+
+    def _as_left(self, row: Row, voice: AnswerParser | None) -> Row:
+        if voice is None or not row.is_open:
+            return row
+        return row.answered(voice.answer.message, self.forgets)
+
+    def _forget_in(self, stream: ChatStream) -> bool:
+        """Take the thoughts out of a stream that has a fork; return whether the template can tell what is left."""
+        fork, rows = stream.fork, stream.rows
+        assert fork is not None and rows is not None  # an answer was made
+        try:
+            tokens = [self.template.remembered(list(row.exchange), row.first, fork.options) for row in rows]
+        except ValueError as error:
+            logger.warning(f"thoughts are kept this time: {error}")
+            return False
+        stream.adopt(*stream.forgotten(tokens), tokens)
+        return True
+
+    def _cached(self) -> list[int]:
+        """Return how many tokens of each conversation are in the cache."""
+        cache, seen = self.stream.cache, self.stream.seen
+        if not isinstance(cache, AttentionSinkKVCache):
+            return seen
+        return [min(count, cache.settings.visible_size - 1) for count in seen]
+
+    def report_evicted(self, on_evict: OnEvict | None) -> None:
+        """Let go of what has left the window, and tell of it."""
+        stream = self.stream
+        if not isinstance(stream.cache, AttentionSinkKVCache) or stream.fork is not None:
+            return
+        settings = stream.cache.settings
+        parts = zip(stream.logs, stream.seen, strict=True)
+        left = [log.evict(seen, settings.sink_size, settings.window_size) for log, seen in parts]
+        if on_evict is None:
+            return
+        for conversation, gone in enumerate(left):
+            for turn, tokens in gone:
+                on_evict(turn, tokens, **({"conversation": conversation} if len(left) > 1 else {}))
+
+
+def _handed_out(pieces: list[list[Piece]] | None, alone: bool) -> Iterator[Any]:
+    """Yield the new pieces of one answer; of several, lists with one of each, empty where there is none."""
+    if not pieces or alone:
+        yield from (pieces[0] if pieces else [])
+        return
+    for index in range(max(map(len, pieces))):
+        yield [row[index] if index < len(row) else Piece("") for row in pieces]
