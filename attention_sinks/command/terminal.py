@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -26,8 +25,11 @@ UNSEEN = {code: None for code in [*range(32), *range(127, 160)] if chr(code) not
 
 def show(text: str, dim: bool = False) -> None:
     """Write `text` to stdout; in a terminal that can, dimmed on request."""
-    Console().out(text.translate(UNSEEN), end="", style="dim" if dim else None, highlight=False)
-    sys.stdout.flush()
+    text = text.translate(UNSEEN)
+    if dim and (console := Console()).is_terminal:
+        console.out(text, end="", style="dim", highlight=False)
+    else:
+        print(text, end="", flush=True)
 
 
 def show_answer(answer: AnswerStream, bar: ReadingBar, write: Callable[..., Any], label: str = "") -> None:
