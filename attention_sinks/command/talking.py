@@ -12,7 +12,7 @@ from rich.console import Console
 from ..chat.answer import AnswerStream
 from ..chat.chat import StreamingChat
 from .opening import Opener
-from .terminal import MarkdownWriter, ReadingBar, show, show_answer
+from .terminal import MarkdownWriter, ReadingBar, keys_not_echoed, show, show_answer
 from .typed import BLOCK, read_message
 
 HELP = f"""\
@@ -107,7 +107,7 @@ class Talk:
             finally:
                 show("\n")
             return
-        with MarkdownWriter(self.console) as writer:
+        with keys_not_echoed(), MarkdownWriter(self.console) as writer:
             show_answer(answer, bar, writer.write)
 
     def _status(self, answer: AnswerStream, seconds: float) -> str:

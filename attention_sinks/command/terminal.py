@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -159,6 +161,27 @@ class MarkdownWriter:
         block, self.block = self.block, ""
         if block.strip():
             self._print(block)
+
+
+@contextmanager
+def keys_not_echoed() -> Iterator[None]:
+    """Let the terminal not show what is typed for the length of a block: it would shift what is drawn anew.
+
+    What is typed is not lost; whoever reads the input next gets it.
+    """
+    if not sys.stdin.isatty() or sys.platform == "win32":
+        yield
+        return
+    import termios
+
+    stdin = sys.stdin.fileno()
+    before = termios.tcgetattr(stdin)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, silent)
+        yield
+    finally:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
 
 
 class _LastLines:
