@@ -50,7 +50,7 @@ def chat(
     """Chat without end with MODEL, a name on the hub, folder or .gguf file."""
     with one_line_for_bad_input("chat"):
         options = _template_kwargs(template_kwargs, no_thinking)
-        from transformers import set_seed
+        import torch
 
         from .opening import Wishes
         from .quiet import quiet_libraries
@@ -59,7 +59,7 @@ def chat(
         if session is None and session_folder is not None:
             raise ValueError("--session-folder needs the name of a chat, --session NAME.")
         if seed is not None:
-            set_seed(seed)
+            torch.manual_seed(seed)
         with quiet_libraries():
             wishes = Wishes(
                 system=system,

@@ -102,7 +102,7 @@ class Opener:
             "system": (wishes.system, chat.template.system),
             "thoughts": (wishes.thoughts, chat.thoughts),
             "template-kwargs": (wishes.template_kwargs, chat.template.options),
-            "sinks": (wishes.sinks and max(wishes.sinks, pinned), settings.sink_size),
+            "sinks": (None if wishes.sinks is None else max(wishes.sinks, pinned), settings.sink_size),
             "window": (wishes.window, settings.window_size),
         }
         for name, (asked, has) in kept.items():

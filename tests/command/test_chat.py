@@ -242,7 +242,7 @@ def test_forgetting_is_kept_in_the_session(folder, sessions):
 def test_a_session_keeps_what_it_was_begun_with(folder, sessions, option):
     run(folder, *sessions(), "--system", "w9", "--window", 30, typed="w3\n")
     refuses(folder, *sessions(), *option, words=["--session=garden was begun with", f"leave {option[0]} out"])
-    same = ("--system", "w9", "--window", 30, "--sinks", 4, "--thoughts", "keep")
+    same = ("--system", "w9", "--window", 30, "--sinks", 0, "--thoughts", "keep")
     assert run(folder, *sessions(), *same).code == 0
 
 
@@ -374,6 +374,16 @@ def test_an_answer_longer_than_the_screen_is_shown_whole():
 def test_what_could_steer_the_terminal_is_left_out(capsys):
     terminal.show("a\x1b[2J\x07\u009bb\tc\n")
     assert capsys.readouterr().out == "a[2Jb\tc\n"
+
+
+def test_keys_are_not_echoed_while_an_answer_is_drawn(monkeypatch):
+    termios = pytest.importorskip("termios")
+    terminal_end, program_end = os.openpty()
+    with open(terminal_end), open(program_end) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with terminal.keys_not_echoed():
+            assert not termios.tcgetattr(stdin)[3] & termios.ECHO
+        assert termios.tcgetattr(stdin)[3] & termios.ECHO
 
 
 def test_a_bar_tells_how_far_a_long_message_is_read(monkeypatch):
