@@ -9,14 +9,14 @@ the turns to a file of JSON lines, which benchmark/quality/fluency.py reads.
 import argparse
 import json
 import time
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from transformers import DynamicCache, GenerationConfig
 
-from attention_sinks import Piece, StreamingChat
+from attention_sinks import StreamingChat
+from attention_sinks.command.terminal import ReadingBar, show_answer
 from prompts import DEFAULT_PROMPTS, read_prompts, typed_prompts
-from terminal import ReadingBar
 from tools import TOOLS, result_of
 from utils import (
     JsonLog,
@@ -89,31 +89,6 @@ def check_resumed(args, chat):
         raise SystemExit(f"--window_size {args.window_size}: the chat in {args.autosave} has another; pass {size}.")
 
 
-def show_answer(answer, bar, streamer):
-    """Write an answer as it is made, its thoughts in parentheses and dimmed; `bar` shows how its message is read.
-
-    Where Ctrl-C stops it, all that was said is shown.
-    """
-    thinks, shown = False, 0
-    try:
-        with bar:
-            first = next(answer, Piece(""))
-    finally:
-        streamer.write("\nAssistant: ")
-    try:
-        for piece in chain([first], answer):
-            if piece.is_thought != thinks:
-                thinks = piece.is_thought
-                streamer.write("(thinks: " if thinks else ")\n", dim=True)
-            streamer.write(piece, dim=thinks)
-            shown += 0 if thinks else len(piece)
-    finally:
-        answer.close()
-        if thinks:
-            streamer.write(")\n" if answer.text else ")", dim=True)
-        streamer.write(answer.text[shown:])
-
-
 def run_tools(calls, streamer):
     """Run the calls of an answer and show them; returns the results as messages."""
     results = [result_of(call) for call in calls]
@@ -130,7 +105,7 @@ def take_turn(chat, prompt, streamer, answers):
     for _ in range(MOST_ROUNDS):
         bar = ReadingBar()
         answers.append(chat.send(message, on_progress=bar))
-        show_answer(answers[-1], bar, streamer)
+        show_answer(answers[-1], bar, streamer.write, "\nAssistant: ")
         if not answers[-1].tool_calls:
             return
         message = run_tools(answers[-1].tool_calls, streamer)

@@ -9,8 +9,8 @@ import torch
 import transformers
 from transformers import StoppingCriteria, TextStreamer, set_seed
 
+from attention_sinks.command.terminal import show as show_in_terminal
 from fetch_model import DEFAULT_OUTPUT_DIR
-from terminal import show as show_in_terminal
 
 EXPERIMENTS = ("attention_sinks", "transformers", "windowed")
 

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import check
+from . import chat, check
 
 EXAMPLES = """\b
 Examples:
   attention-sinks check HuggingFaceTB/SmolLM2-135M-Instruct
-  attention-sinks check --help
+  attention-sinks chat HuggingFaceTB/SmolLM2-135M-Instruct
+  attention-sinks chat --help
 """
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(epilog=check.EXAMPLES)(check.check)
+app.command(epilog=chat.EXAMPLES)(chat.chat)
 
 
 def _show_version(asked: bool) -> None:

@@ -12,7 +12,6 @@ from .failing import DISAGREES, one_line_for_bad_input
 
 if TYPE_CHECKING:
     from ..report.report import ModelReport
-    from ..report.source import Source
     from ..verification import Verification
 
 EXAMPLES = """\b
@@ -54,10 +53,9 @@ def check(
         from .quiet import quiet_libraries
 
         with quiet_libraries():
-            source = find_source(model)
-            report = report_on(source, sinks)
+            report = report_on(find_source(model), sinks)
             windows = tables.windows_to_show(report, window)
-            verification = _run(source, report, dtype.value) if run else None
+            verification = _run(report, dtype.value) if run else None
     if as_json:
         typer.echo(json.dumps(tables.as_data(report, windows, verification)))
     else:
@@ -66,21 +64,9 @@ def check(
         raise typer.Exit(DISAGREES)
 
 
-def _run(source: Source, report: ModelReport, dtype: str) -> Verification:
+def _run(report: ModelReport, dtype: str) -> Verification:
     """Load the model and compare a few tokens with plain Transformers."""
-    import torch
-
-    from ..auto import AutoModelForCausalLM
-    from ..report.memory import check_memory
     from ..verification import verify_attention_sinks
+    from .loading import load_model
 
-    check_memory(source, report, dtype)
-    device = "auto" if torch.cuda.is_available() else None
-    model = AutoModelForCausalLM.from_pretrained(
-        **source.arguments,
-        attention_sink_size=report.sink_size,
-        attention_sink_window_size=report.window,
-        dtype=dtype,
-        device_map=device,
-    )
-    return verify_attention_sinks(model)
+    return verify_attention_sinks(load_model(report, "leave --run out, which needs no weights", report.window, dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from ..report.report import ModelReport
 from ..settings import SinkSettings
 from ..verification import Verification
+from .loading import check_window
 
 WINDOWS = (252, 1020, 4092)
 """Windows of which the size is told. With 4 sinks, a cache then has 256, 1,024 or 4,096 tokens."""
@@ -28,14 +30,10 @@ def windows_to_show(report: ModelReport, asked: Sequence[int] | None) -> list[in
     ValueError
         When one that was asked for is larger than the largest that is of use.
     """
-    largest = report.largest_window
     if asked:
-        if largest is not None and max(asked) > largest:
-            raise ValueError(
-                f"--window={max(asked)} is more than {report.source.name!r} can use: {report.largest_window_reason}; "
-                f"choose at most {largest}."
-            )
+        check_window(report, max(asked))
         return sorted(set(asked))
+    largest = report.largest_window
     return sorted({*(size for size in WINDOWS if largest is None or size < largest), *([largest] if largest else [])})
 
 
@@ -45,6 +43,7 @@ def as_data(report: ModelReport, windows: Sequence[int], verification: Verificat
     for dtype, footprint in report.footprints.items():
         data["bytes_per_conversation"][dtype] = {str(size): footprint.at(size) for size in windows}
     data["load"] = loading(report)
+    data["chat"] = chatting(report)
     if verification is not None:
         error = verification.error and f"{type(verification.error).__name__}: {verification.error}"
         data["verification"] = {
@@ -65,7 +64,8 @@ def show(report: ModelReport, windows: Sequence[int], verification: Verification
         facts.add_row(name, value)
     console.print(facts, markup=False)
     console.print(_sizes(report, windows))
-    console.print("Load it with", f"  {loading(report)}", sep="\n", markup=False, soft_wrap=True)
+    title, line = ("Load it with", loading(report)) if report.chat_problem else ("Chat with it by", chatting(report))
+    console.print(title, f"  {line}", sep="\n", markup=False, soft_wrap=True)
     if verification is not None:
         console.print(str(verification), style=None if verification.agrees else "bold red", markup=False)
 
@@ -112,3 +112,11 @@ def loading(report: ModelReport) -> str:
         settings["attention_sink_size"] = report.sink_size
     arguments = [repr(report.source.name), *(f"{name}={value!r}" for name, value in settings.items())]
     return f"AutoModelForCausalLM.from_pretrained({', '.join(arguments)})"
+
+
+def chatting(report: ModelReport) -> str | None:
+    """Return the command that chats with the model; None where its chat template cannot stream."""
+    if report.chat_problem is not None:
+        return None
+    sinks = [] if report.sink_size == SinkSettings.sink_size else ["--sinks", str(report.sink_size)]
+    return shlex.join(["attention-sinks", "chat", report.source.name, *sinks])

@@ -20,7 +20,7 @@ BYTES = {"float32": 4, "float64": 8}
 """Name of a dtype -> bytes of one weight. Others have two."""
 
 
-def check_memory(source: Source, report: ModelReport, dtype: str) -> None:
+def check_memory(source: Source, report: ModelReport, dtype: str, cure: str, device: str | None = None) -> None:
     """Raise MemoryError, with the cure, when the weights of a model do not fit into the memory that is free now.
 
     Parameters
@@ -31,14 +31,26 @@ def check_memory(source: Source, report: ModelReport, dtype: str) -> None:
         What is known of it.
     dtype : str
         The dtype in which the weights will be loaded, or "auto" for the one in which they are stored.
+    cure : str
+        What helps besides another model or machine.
+    device : str, optional
+        The one device that they will be on. The default is all there are.
     """
     needed = _needed(source, report, read_config(source), dtype)
-    free = sum(int(size) for size in get_max_memory().values())
+    free = _free(device)
     if needed > free:
         raise MemoryError(
             f"the weights of {source.name!r} take {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB of memory are free; "
-            "leave --run out, which needs no weights, or take a smaller or a quantised model or a larger machine."
+            f"{cure}, or take a smaller or a quantised model or a larger machine."
         )
+
+
+def _free(device: str | None) -> int:
+    """Return the bytes that are free on a device, or on all."""
+    free = {str(name): int(size) for name, size in get_max_memory().items()}  # accelerators have numbers
+    kind, _, number = (device or "").partition(":")
+    name = kind if kind in free else number or "0"
+    return free[name] if device not in (None, "auto") and name in free else sum(free.values())
 
 
 def _needed(source: Source, report: ModelReport, config: PreTrainedConfig, dtype: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from attention_sinks.command.app import app
 from attention_sinks.report import memory
 from support.gguf_files import write_gguf
 from support.helpers import tiny_config, tiny_llama
-from support.toy_tokenizers import byte_tokenizer
+from support.toy_tokenizers import byte_tokenizer, save_chat_model
 
 SCREEN = 24
 """Lines of a terminal as it is opened."""
@@ -91,6 +92,15 @@ def test_the_line_that_it_prints_loads_the_model(folder):
     assert settings.sink_size == 2 and f"attention_sink_window_size={settings.window_size}" in line
 
 
+def test_the_command_that_it_prints_chats(tmp_path):
+    folder = save_chat_model(tmp_path / "my model")
+    assert f"Chat with it by\n  attention-sinks chat '{folder}' --sinks 2\n" in run("check", folder, "--sinks", 2).out
+    command = json.loads(run("check", folder, "--json").out)["chat"]
+    program_name, *arguments = shlex.split(command)
+    result = CliRunner().invoke(app, [*arguments, "--max-new-tokens", "2"], input="w1\n")
+    assert program_name == app.info.name and result.exit_code == 0 and "tokens seen" in result.stderr
+
+
 def test_a_gguf_file(tmp_path):
     model = tiny_llama()
     write_gguf(model, tmp_path / "tiny.gguf")
@@ -107,6 +117,7 @@ def test_a_chat_template_that_cannot_stream_is_said_and_not_fatal(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     result = run("check", tmp_path)
     assert result.code == 0 and "does not stream: " in result.out and "not today" in result.out
+    assert "Load it with" in result.out and "attention-sinks chat" not in result.out
 
 
 def test_no_tokenizer_at_all_is_said_and_not_fatal(config_folder):

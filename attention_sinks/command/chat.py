@@ -1,0 +1,133 @@
+"""`attention-sinks chat`: a conversation without end in the terminal."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .check import Dtype
+from .failing import one_line_for_bad_input
+
+if TYPE_CHECKING:
+    from .opening import Opener, Wishes
+    from .talking import Talk
+
+EXAMPLES = """\b
+Examples:
+  attention-sinks chat HuggingFaceTB/SmolLM2-135M-Instruct --session garden
+  attention-sinks chat models/my-model.gguf --window 2000 --system "Be brief."
+"""
+
+
+class ThoughtsOption(str, Enum):
+    """What becomes of thoughts."""
+
+    keep = "keep"
+    forget = "forget"
+
+
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", hidden=True)],
+    sinks: Annotated[int | None, typer.Option(metavar="N", min=0, help="First tokens to keep (4).")] = None,
+    window: Annotated[int | None, typer.Option(metavar="N", min=1, help="Last tokens to keep (1020).")] = None,
+    dtype: Annotated[Dtype, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.")] = Dtype.auto,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu, cuda:1, mps …")] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="For each answer.")] = 1024,
+    temperature: Annotated[float | None, typer.Option(metavar="X", min=0, help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of the sampling.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What is never forgotten.")] = None,
+    thoughts: Annotated[ThoughtsOption | None, typer.Option(metavar="WHAT", help="keep or forget.")] = None,
+    no_thinking: Annotated[bool, typer.Option("--no-thinking", help="Ask the template for none.")] = False,
+    template_kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="For the template.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Slow to begin, then faster.")] = False,
+    session: Annotated[str | None, typer.Option(metavar="NAME", help="Keep it; go on with it.")] = None,
+    session_folder: Annotated[Path | None, typer.Option(metavar="PATH", help="Where it is kept.")] = None,
+) -> None:
+    """Chat without end with MODEL, a name on the hub, folder or .gguf file."""
+    with one_line_for_bad_input("chat"):
+        options = _template_kwargs(template_kwargs, no_thinking)
+        import torch
+
+        from .opening import Wishes
+        from .quiet import quiet_libraries
+        from .sessions import session_file
+
+        if session is None and session_folder is not None:
+            raise ValueError("--session-folder needs the name of a chat, --session NAME.")
+        if seed is not None:
+            torch.manual_seed(seed)
+        with quiet_libraries():
+            wishes = Wishes(
+                system=system,
+                thoughts=None if thoughts is None else thoughts.value,
+                template_kwargs=options,
+                sinks=sinks,
+                window=window,
+                generation_config=_generation_config(max_new_tokens, temperature),
+                session=session,
+                file=None if session is None else session_file(session, session_folder),
+                compile=compile,
+            )
+            talk = _begin(_opener(model, wishes, dtype.value, device), model)
+        talk.go_on()
+    if session is not None:
+        talk.note(f"--session {session} goes on with this conversation")
+
+
+def _template_kwargs(text: str | None, no_thinking: bool) -> dict[str, Any] | None:
+    """Return the keywords for the chat template; None where there are none."""
+    try:
+        options = {} if text is None else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--template-kwargs={text}: this is no JSON ({error}).") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'--template-kwargs={text}: pass an object, such as {{"enable_thinking": false}}.')
+    return (options | ({"enable_thinking": False} if no_thinking else {})) or None
+
+
+def _generation_config(max_new_tokens: int, temperature: float | None) -> Any:
+    """Return how answers are made. What nobody asks for is left to the model."""
+    from transformers import GenerationConfig
+
+    sampling: dict[str, Any] = {}
+    if temperature is not None:
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    return GenerationConfig(max_new_tokens=max_new_tokens, **sampling)
+
+
+def _opener(name: str, wishes: Wishes, dtype: str, device: str | None) -> Opener:
+    """Look at a model, refuse what cannot chat, and load it."""
+    from ..chat.template import ChatTemplate
+    from ..report.report import report_on
+    from ..report.source import find_source, read_tokenizer
+    from ..settings import SinkSettings
+    from .loading import check_window, load_model
+    from .opening import Opener
+
+    report = report_on(find_source(name), SinkSettings.sink_size if wishes.sinks is None else wishes.sinks)
+    window = report.window if wishes.window is None else wishes.window
+    check_window(report, window)
+    if report.chat_problem is not None:
+        raise ValueError(f"{name!r} cannot chat: {report.chat_problem}")
+    tokenizer = read_tokenizer(report.source)
+    ChatTemplate(tokenizer, wishes.system, None, None, wishes.template_kwargs)  # refused before weights are read
+    return Opener(load_model(report, "try --dtype bfloat16", window, dtype, device), tokenizer, wishes)
+
+
+def _begin(opener: Opener, name: str) -> Talk:
+    """Open the chat, and say what was opened."""
+    from .talking import Talk
+
+    chat = opener.open()
+    talk = Talk(opener, chat)
+    settings, length = chat.cache.settings, chat.cache.get_seq_length()
+    talk.note(f"{name}: {settings.sink_size:,} sinks and a window of {settings.window_size:,} tokens; /help")
+    if length:
+        talk.note(f"goes on with --session {opener.wishes.session}, {length:,} tokens long")
+    if opener.wishes.compile:
+        talk.note("the first answer compiles the model, which may take a minute or two")
+    return talk

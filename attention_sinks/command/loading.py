@@ -1,0 +1,53 @@
+"""The model of a subcommand: looked at first, then loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..auto import AutoModelForCausalLM
+from ..report.memory import check_memory
+from ..report.report import ModelReport
+
+
+def check_window(report: ModelReport, window: int) -> None:
+    """Raise ValueError when `window` is larger than the largest that is of use to a model."""
+    largest = report.largest_window
+    if largest is not None and window > largest:
+        raise ValueError(
+            f"--window={window} is more than {report.source.name!r} can use: {report.largest_window_reason}; "
+            f"choose at most {largest}."
+        )
+
+
+def load_model(report: ModelReport, cure: str, window: int, dtype: str, device: str | None = None) -> Any:
+    """Load the model of a report with its sinks, on `device`, or else on the accelerators that there are.
+
+    Raises
+    ------
+    MemoryError
+        When the weights do not fit into memory; `cure` says what else may help.
+    ValueError
+        When there is no such device.
+    """
+    _check_device(device)
+    check_memory(report.source, report, dtype, cure, device)
+    model = AutoModelForCausalLM.from_pretrained(
+        **report.source.arguments,
+        attention_sink_size=report.sink_size,
+        attention_sink_window_size=window,
+        dtype=dtype,
+        device_map=device or ("auto" if torch.cuda.is_available() else None),
+    )
+    return model.eval()
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device={device}: {reason}; leave it out, or choose one that is here.") from error
