@@ -462,7 +462,10 @@ class StreamingChat:
         """Warn when nothing that the template closes an answer with is an end token, so that the model may talk on."""
         config = copy.deepcopy(self.generation_config)
         config.update(**self.model.generation_config.to_dict(), defaults_only=True)
-        ends = {str(self.tokenizer.convert_ids_to_tokens(end)) for end in ends_of(config, self.tokenizer)}
+        known = [
+            end for end in ends_of(config, self.tokenizer) if isinstance(end, int) and 0 <= end < len(self.tokenizer)
+        ]
+        ends = {str(self.tokenizer.convert_ids_to_tokens(end)) for end in known}
         closing = self.template.closing()
         written = [token for token in self.template.encoder.control_tokens if token in closing]
         if written and not any(end in closing or self.format.mentions(token) for end in ends for token in written):

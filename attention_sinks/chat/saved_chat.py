@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from transformers import GenerationConfig
 
 from ..cache.cache import AttentionSinkKVCache
@@ -16,6 +16,28 @@ from .stream import ChatStream
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 Messages = list[dict[str, Any]]
+
+
+def _names_a_function(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool, or a call of one; ValueError unless it names a function, and parameters are a JSON schema."""
+    function = tool.get("function", tool)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError("it names no function")
+    parameters = function.get("parameters", {})
+    if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
+        raise ValueError("its parameters are no JSON schema")
+    return tool
+
+
+def _has_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(call.get("function"), dict) or not isinstance(call["function"].get("arguments"), (dict, str)):
+        raise ValueError("it has no arguments")
+    return call
+
+
+Tool = Annotated[dict[str, Any], AfterValidator(_names_a_function)]
+
+Call = Annotated[Tool, AfterValidator(_has_arguments)]
 
 
 class LogState(Record):
@@ -32,7 +54,7 @@ class RowState(Record):
     tail: Tokens
     count: Count
     ended: bool
-    tool_calls: Messages
+    tool_calls: list[Call]
     turn: Count
     first: bool
     transcript: Messages | None
@@ -50,7 +72,7 @@ class ChatState(Record):
     turn: Tokens
     generation_config: dict[str, Any]
     rows: list[RowState] | None = None
-    tools: Messages | None = None
+    tools: Annotated[list[Tool], Field(min_length=1)] | None = None
     chat_template_kwargs: dict[str, Any] = {}
     thoughts: Literal["keep", "forget"] = "keep"
     keep_transcript: bool = False
@@ -80,6 +102,8 @@ class ChatState(Record):
         check_unfed(self.unfed, cache.batch_size, vocabulary)
         if self.unfed is None:
             return None, []
+        for state in self.rows or ():
+            check_vocabulary([state.tail, state.log.tokens], vocabulary)
         states, seen = self.rows, list(cache.streams.seen) or [0] * len(self.unfed)
         if states is None:  # a file of a release that did not note them
             return tuple(Row(tuple(unfed)) for unfed in self.unfed), [TurnLog(base=count) for count in seen]
@@ -183,5 +207,10 @@ def check_unfed(unfed: list[list[int]] | None, batch_size: int, vocabulary: int)
         return
     if len(unfed) != batch_size and batch_size > 0:
         raise ValueError(f"holds {len(unfed)} conversations, but a cache of {batch_size} rows; use an intact copy.")
-    if any(token >= vocabulary for row in unfed for token in row):
+    check_vocabulary(unfed, vocabulary)
+
+
+def check_vocabulary(rows: list[list[int]], vocabulary: int) -> None:
+    """Raise ValueError when a token is not one of the vocabulary."""
+    if any(token >= vocabulary for row in rows for token in row):
         raise ValueError(f"holds a token that is not among the model's {vocabulary}; use an intact copy.")
