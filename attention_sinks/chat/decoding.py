@@ -152,8 +152,8 @@ def ends_of(config: GenerationConfig, tokenizer: Any) -> list[int]:
     The configs of finetuned models and of GGUF files may name only another one.
     """
     named = config.eos_token_id
-    ends = named if isinstance(named, list) else [named]
-    return [end for end in dict.fromkeys((*ends, tokenizer.eos_token_id)) if end is not None]
+    ends = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    return [end for index, end in enumerate(ends) if end is not None and end not in ends[:index]]
 
 
 def _limit(config: GenerationConfig, defaults: GenerationConfig, prompt_length: int) -> None:
