@@ -22,7 +22,7 @@ def let_say(model, tokenizer, answers):
 
     biases = []
     for text, answer in answers.items():
-        said = ids(text)
+        said = ids(text)[1:]  # older releases ignore a sequence that is longer than the text before its last token
         for token in [*ids(answer), tokenizer.eos_token_id]:
             said = [*said, token]
             biases.append([said, SURE])
