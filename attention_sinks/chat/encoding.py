@@ -31,11 +31,15 @@ class TemplateEncoder:
 
     @cached_property
     def control_tokens(self) -> dict[str, bool]:
-        """The tokens that text must not become, and whether the tokenizer calls them special."""
+        """The tokens that text must not become, and whether the tokenizer calls them special.
+
+        The unknown token is none of them: any text may become that.
+        """
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         written = {token.content for token in added if token.content.strip() and token.content in self._template}
         special = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
-        return {text: text in special for text in sorted(special | written, key=len, reverse=True) if text}
+        tokens = (special | written) - {self.tokenizer.unk_token}
+        return {text: text in special for text in sorted(tokens, key=len, reverse=True) if text}
 
     def marked(self, value: Any) -> tuple[Any, str]:
         """Return `value`, the strings of a message or of several, with their control tokens enclosed; and by what.

@@ -174,7 +174,7 @@ class ChatStream:
 
     def _cuts(self, columns: int, mask: torch.Tensor | None, opening: int | None) -> list[int]:
         """Return where the columns of a message are cut into pieces, both ends included."""
-        size = PIECE if self._can_read_in_pieces(mask) else columns
+        size = PIECE if columns > PIECE and self._can_read_in_pieces(mask) else columns
         cuts = {*range(0, columns, size), columns}
         if opening is not None and opening < columns:
             cuts.add(columns - opening)

@@ -47,7 +47,7 @@ def _check_device(device: str | None) -> None:
     if device is None:
         return
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (AssertionError, RuntimeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device={device}: {reason}; leave it out, or choose one that is here.") from error
