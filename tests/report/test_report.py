@@ -8,6 +8,7 @@ from attention_sinks.architecture.setup import setup_of
 from attention_sinks.cache.sink_layer import SinkLayer
 from attention_sinks.report.report import describe
 from attention_sinks.report.source import Source
+from attention_sinks.versions import transformers_release
 from support.helpers import random_ids, refused
 from support.zoo import ZOO, animal_of, config_of
 
@@ -27,6 +28,8 @@ def cache_after_a_call(model):
 
 @pytest.mark.parametrize("animal", ZOO, ids=str)
 def test_a_report_says_what_injection_then_does(animal):
+    if "aria_text" in str(animal) and transformers_release() < (5, 24):
+        pytest.skip("older releases of Transformers count the tokens of Aria's experts on the CPU, so it needs weights")
     report = described(animal)
     window = min(10, report.largest_window or 10)
     model = animal.auto.from_config(config_of(animal), dtype=torch.float32).eval()
