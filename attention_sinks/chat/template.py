@@ -213,7 +213,10 @@ class ChatTemplate:
             text = text.replace(mark, "")
         if not (whole.startswith(closed) and start <= len(closed)):
             return Prompt(ids, text)
-        return Prompt(ids, text, len(self.encoder.after(whole, len(closed), marks)), whole[len(closed) :])
+        opening = self.encoder.encode(whole[len(closed) :])
+        if ids[len(ids) - len(opening) :] != opening:  # it is written together with what stands before it
+            opening = self.encoder.after(whole, len(closed), marks)
+        return Prompt(ids, text, len(opening), whole[len(closed) :])
 
     # ---- after the last answer
 
@@ -284,16 +287,7 @@ class ChatTemplate:
 
     def _check_history(self) -> None:
         """Raise ValueError unless a turn adds the same after histories of all kinds."""
-        asked = _user(QUESTION)
-        try:
-            short = self._suffix(asked, asked)
-        except ValueError:
-            self._parts = True  # models that also see images have such templates
-            try:
-                short = self._suffix(asked, asked)
-            except ValueError:
-                self._parts = False
-                short = self._suffix(asked, asked)
+        asked, short = _user(QUESTION), self._usual_suffix()
         thoughts: dict[str, Any] = dict.fromkeys(THOUGHT_KEYS, THOUGHT)
         longer = [*asked, _answer(ANSWER), *_user(ANSWER), _answer(QUESTION), *asked]
         histories: list[tuple[list[Message], dict[str, Any]]] = [
@@ -317,9 +311,26 @@ class ChatTemplate:
                 f"the chat template of {_name(self.tokenizer)} does not write a message as it is (it writes "
                 f"{short!r:.200}); pass chat_template, a Jinja template that does."
             )
+        self._warn_of_repeats(short)
+
+    def _usual_suffix(self) -> str:
+        """Return what a turn adds; find out whether contents are texts or, where models see images, lists of parts."""
+        asked = _user(QUESTION)
+        try:
+            return self._suffix(asked, asked)
+        except ValueError as error:
+            self._parts = True
+            try:
+                return self._suffix(asked, asked)
+            except ValueError:
+                self._parts = False
+                raise error from error.__cause__
+
+    def _warn_of_repeats(self, suffix: str) -> None:
+        """Warn when a turn adds what should stand at the beginning alone."""
         tools = [json.dumps(tool.get("function", tool).get("name")) for tool in self.tools or ()]
         for what, texts in (("system prompt", [self.system] if self.system else []), ("tools", tools)):
-            if any(text in short for text in texts):
+            if any(text in suffix for text in texts):
                 self._warn(
                     f"the chat template of {_name(self.tokenizer)} repeats the {what} with every turn, which takes "
                     "room in the window each time; pass chat_template, a Jinja template that writes it once."
@@ -340,13 +351,10 @@ class ChatTemplate:
 
     def _check_tools(self) -> None:
         """Raise ValueError unless the template writes the tools."""
-        with_tools, self.tools = self.tools, None
         try:
-            without = self._render(_user(QUESTION))
+            without = self._render(_user(QUESTION), options={"tools": None})
         except ValueError:
             return  # it cannot do without tools, so it does not ignore them
-        finally:
-            self.tools = with_tools
         if self._render(_user(QUESTION)) == without:
             raise ValueError(
                 f"tools are given, but the chat template of {_name(self.tokenizer)} ignores them; describe them in "
@@ -436,11 +444,10 @@ class ChatTemplate:
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [self._as_wanted(message) for message in (*first, *messages)],
-                tools=self.tools,
                 chat_template=self.chat_template,
                 tokenize=False,
                 add_generation_prompt=opens,
-                **{**self.options, **(options or {})},
+                **{"tools": self.tools, **self.options, **(options or {})},
             )
         except Exception as error:  # a template may do all that Python may: divide by zero, ask what is not there …
             raise ValueError(
