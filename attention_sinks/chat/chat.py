@@ -18,7 +18,7 @@ from ..cache.cache import AttentionSinkKVCache
 from ..cache.files import naming
 from ..cache.storage import read_file, write_file
 from .answer import Answer, AnswerStream, AnswerStreams
-from .decoding import ends_of
+from .decoding import ends_of, with_defaults
 from .messages import Message, Turn, Turns, is_turn, turns_of
 from .saved_chat import fitting_chat, saved_state
 from .stream import ChatStream, Progress
@@ -227,11 +227,10 @@ class StreamingChat:
         options = dict(chat_template_kwargs) if isinstance(chat_template_kwargs, dict) else chat_template_kwargs
         turns = self._checked(message, options)
         self.stop()
-        stopping, answers = threading.Event(), [Answer() for _ in turns]
-        alone = is_turn(message)
-        request = Request(turns, alone, answers, self.generation_config, options, on_progress, self.on_evict, stopping)
+        answers, alone = [Answer() for _ in turns], is_turn(message)
+        request = Request(turns, alone, answers, self.generation_config, options, on_progress, self.on_evict)
         turn = self._take_turn(request)
-        self._turn, self._stopping = weakref.ref(turn), stopping
+        self._turn, self._stopping = weakref.ref(turn), request.stopping
         return AnswerStream(turn, self.stop, answers[0]) if alone else AnswerStreams(turn, self.stop, answers)
 
     asend = send
@@ -460,8 +459,7 @@ class StreamingChat:
 
     def _warn_of_ends(self) -> None:
         """Warn when nothing that the template closes an answer with is an end token, so that the model may talk on."""
-        config = copy.deepcopy(self.generation_config)
-        config.update(**self.model.generation_config.to_dict(), defaults_only=True)
+        config = with_defaults(self.generation_config, self.model.generation_config)
         known = [
             end for end in ends_of(config, self.tokenizer) if isinstance(end, int) and 0 <= end < len(self.tokenizer)
         ]

@@ -137,12 +137,18 @@ def _choose(scores: torch.Tensor, do_sample: bool | None) -> torch.Tensor:
 
 def _prepared(config: GenerationConfig, defaults: GenerationConfig, tokenizer: Any) -> GenerationConfig:
     """Copy `config` and set its end and padding tokens, which `generate` would guess with a warning."""
-    config = copy.deepcopy(config)
-    config.update(**defaults.to_dict(), defaults_only=True)
+    config = with_defaults(config, defaults)
     config.eos_token_id = ends_of(config, tokenizer) or None
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id or 0  # padding is always masked
     config.use_cache = False  # `feed` keeps the cache
+    return config
+
+
+def with_defaults(config: GenerationConfig, defaults: GenerationConfig) -> GenerationConfig:
+    """Return a copy of `config` in which values that it leaves open are those of `defaults`."""
+    config = copy.deepcopy(config)
+    config.update(**defaults.to_dict(), defaults_only=True)
     return config
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 THOUGHTS, TEXT, CALLS, MARKUP = "reasoning_content", "content", "tool_calls", "markup"
@@ -258,6 +259,16 @@ RESPONSE = {"open_pattern": r"\s*<\|(?:START|END)_(?:RESPONSE|TEXT)\|>", "close_
 tokens."""
 
 
+def check_call(call: Any) -> dict[str, Any]:
+    """Return a call of a tool; ValueError unless it names a function and its arguments."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"no call of a function: {call!r:.80}")
+    if not isinstance(function.get("arguments"), (dict, str)):
+        raise ValueError(f"a call without arguments: {call!r:.80}")
+    return call  # type: ignore[no-any-return]  # a dict, as its function shows
+
+
 @dataclass(frozen=True)
 class Format:
     """How the answers of one model are read.
@@ -285,9 +296,13 @@ class Format:
     def has_calls(self) -> bool:
         return CALLS in (self.response_template or {}).get("fields", {})
 
+    @cached_property
+    def _patterns(self) -> str:
+        return repr(self.response_template).replace("\\", "")
+
     def mentions(self, token: str) -> bool:
         """Return whether the parser looks for this token, so that it must be in the text that is parsed."""
-        return token in repr(self.response_template).replace("\\\\", "").replace("\\", "")
+        return token in self._patterns
 
     def is_in_arguments(self, token: str) -> bool:
         """Return whether this token may stand in the arguments of a call."""

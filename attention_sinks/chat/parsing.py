@@ -7,7 +7,7 @@ from typing import Any
 from transformers.utils import logging
 
 from .answer import Answer, FinishReason, Piece, Usage
-from .formats import CALLS, TEXT, THOUGHT_FIELDS, Format
+from .formats import CALLS, TEXT, THOUGHT_FIELDS, Format, check_call
 from .template import Prompt
 from .text import AnswerText
 
@@ -139,7 +139,7 @@ class AnswerParser:
         except Exception:  # the tokenizer's own parser, which has other parts as well
             pieces, self._parser = [Piece(self._raw)], None
         now = {kind: "".join(piece for piece in pieces if piece.is_thought == kind) for kind in (True, False)}
-        new = [Piece(text[_common(text, given[kind]) :], kind) for kind, text in now.items()]
+        new = [Piece(text[len(given[kind]) :], kind) for kind, text in now.items()]
         self._given = now
         return [piece for piece in new if piece]
 
@@ -172,16 +172,5 @@ def _calls_of(message: dict[str, Any]) -> list[dict[str, Any]]:
     Each has an identifier, of the length that templates of Mistral ask for where the model gave none.
     """
     found = message.get(CALLS) or []
-    calls: list[dict[str, Any]] = found if isinstance(found, list) else [found]
-    for call in calls:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ValueError(f"no call of a function: {call!r:.80}")
-        if not isinstance(function.get("arguments"), (dict, str)):
-            raise ValueError(f"a call without arguments: {call!r:.80}")
+    calls = map(check_call, found if isinstance(found, list) else [found])
     return [{**call, "id": call.get("id") or f"call{index:05d}"} for index, call in enumerate(calls)]
-
-
-def _common(text: str, given: str) -> int:
-    """Return how many characters of `text` have been given; parsing anew may have given them some other white space."""
-    return len(given) if text.startswith(given) else min(len(given), len(text))

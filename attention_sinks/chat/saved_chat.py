@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.schema import Count, Record, checked
+from .formats import check_call
 from .rows import Row, TurnLog
 from .stream import ChatStream
 
@@ -29,15 +30,9 @@ def _names_a_function(tool: dict[str, Any]) -> dict[str, Any]:
     return tool
 
 
-def _has_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(call.get("function"), dict) or not isinstance(call["function"].get("arguments"), (dict, str)):
-        raise ValueError("it has no arguments")
-    return call
-
-
 Tool = Annotated[dict[str, Any], AfterValidator(_names_a_function)]
 
-Call = Annotated[Tool, AfterValidator(_has_arguments)]
+Call = Annotated[Tool, AfterValidator(check_call)]
 
 
 class LogState(Record):

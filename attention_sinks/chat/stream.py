@@ -162,14 +162,12 @@ class ChatStream:
         for start, end in zip(cuts, cuts[1:], strict=False):
             if start and (reading.stopping.is_set() or self.pressed()):
                 raise Stopped
-            if reading.opening is not None and start == columns - reading.opening:
-                self._take_fork(reading)
             piece = slice(start, end)
             logits = self._call(ids[:, piece], None if mask is None else mask[:, piece], arguments)
+            if reading.opening is not None and end == columns - reading.opening:
+                self._take_fork(reading)
             if reading.progress is not None:
                 reading.progress(end, columns)
-        if reading.opening == 0:
-            self._take_fork(reading)
         return logits
 
     def _cuts(self, columns: int, mask: torch.Tensor | None, opening: int | None) -> list[int]:
