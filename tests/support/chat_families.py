@@ -184,6 +184,20 @@ XML_CALLS = r"""
 
 HERMES_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 XML_CALL = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+THINKING_CHATML = (
+    SYSTEM
+    + CHATML_SYSTEM
+    + LAST_QUESTION
+    + "{% for m in rest %}{% if m.role == 'tool' %}"
+    + CHATML_RESULTS
+    + "{% elif m.role == 'assistant' %}"
+    + AFTER_THOUGHTS
+    + r"""
+    {{ '<|im_start|>assistant\n' }}
+    """
+)
+"""The beginning of Qwen's templates, up to what an answer says."""
+
 CHATML_BETWEEN = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 CHATML_AFTER_RESULT = CHATML_BETWEEN.format("\n<tool_response>\n{}\n</tool_response>").replace("user\n\n", "user\n")
 
@@ -439,15 +453,8 @@ FAMILIES = (
     Family(
         "qwen3",
         "Qwen3, with and without thoughts",
-        SYSTEM
-        + CHATML_SYSTEM
-        + LAST_QUESTION
-        + "{% for m in rest %}{% if m.role == 'tool' %}"
-        + CHATML_RESULTS
-        + "{% elif m.role == 'assistant' %}"
-        + AFTER_THOUGHTS
+        THINKING_CHATML
         + r"""
-        {{ '<|im_start|>assistant\n' }}
         {% if loop.index0 > ns.last and thoughts %}{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}
         {{ text }}
         """
@@ -475,15 +482,8 @@ FAMILIES = (
     Family(
         "qwen3_5",
         "Qwen3.5, Nemotron 3, Qwen3-Coder",
-        SYSTEM
-        + CHATML_SYSTEM
-        + LAST_QUESTION
-        + "{% for m in rest %}{% if m.role == 'tool' %}"
-        + CHATML_RESULTS
-        + "{% elif m.role == 'assistant' %}"
-        + AFTER_THOUGHTS
+        THINKING_CHATML
         + r"""
-        {{ '<|im_start|>assistant\n' }}
         {% if loop.index0 > ns.last %}{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}
         {{ text }}
         """
