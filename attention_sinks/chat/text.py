@@ -29,10 +29,7 @@ class AnswerText:
 
     def __init__(self, tokenizer: Any, shows: Callable[[str], bool] | None = None) -> None:
         self.tokenizer = tokenizer
-        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        added = getattr(tokenizer, "added_tokens_decoder", {})  # has those that the tokenizer has no name for
-        special |= {number: token.content for number, token in added.items() if token.special}
-        self._hidden = None if shows is None else {number for number, token in special.items() if not shows(token)}
+        self._hidden = None if shows is None else _special_tokens_but(tokenizer, shows)
         self._tokens: list[int] = []  # of the current line, or its last ones, and the last one of the line before it
         self._returned = 0  # how many characters of their text have been returned
 
@@ -59,6 +56,14 @@ class AnswerText:
     def _decode(self, last: int = 0) -> str:
         text: str = self.tokenizer.decode(self._tokens[-last:], skip_special_tokens=self._hidden is None)
         return text
+
+
+def _special_tokens_but(tokenizer: Any, shows: Callable[[str], bool]) -> set[int]:
+    """Return the ids of the special tokens that are no part of the text."""
+    special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    added = getattr(tokenizer, "added_tokens_decoder", {})  # has those that the tokenizer has no name for
+    special |= {number: token.content for number, token in added.items() if token.special}
+    return {number for number, token in special.items() if not shows(token)}
 
 
 def _length_of_whole_words(text: str) -> int:

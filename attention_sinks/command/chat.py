@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,12 +79,9 @@ def chat(
 
 def _template_kwargs(text: str | None, no_thinking: bool) -> dict[str, Any] | None:
     """Return the keywords for the chat template; None where there are none."""
-    try:
-        options = {} if text is None else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--template-kwargs={text}: this is no JSON ({error}).") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'--template-kwargs={text}: pass an object, such as {{"enable_thinking": false}}.')
+    from .typed import json_object
+
+    options = {} if text is None else json_object("--template-kwargs=", text)
     return (options | ({"enable_thinking": False} if no_thinking else {})) or None
 
 
@@ -102,18 +98,18 @@ def _generation_config(max_new_tokens: int, temperature: float | None) -> Any:
 def _opener(name: str, wishes: Wishes, dtype: str, device: str | None) -> Opener:
     """Look at a model, refuse what cannot chat, and load it."""
     from ..chat.template import ChatTemplate
-    from ..report.report import report_on
-    from ..report.source import find_source, read_tokenizer
+    from ..report.report import report_and_tokenizer
+    from ..report.source import find_source
     from ..settings import SinkSettings
     from .loading import check_window, load_model
     from .opening import Opener
 
-    report = report_on(find_source(name), SinkSettings.sink_size if wishes.sinks is None else wishes.sinks)
+    sinks = SinkSettings.sink_size if wishes.sinks is None else wishes.sinks
+    report, tokenizer = report_and_tokenizer(find_source(name), sinks)
     window = report.window if wishes.window is None else wishes.window
     check_window(report, window)
     if report.chat_problem is not None:
         raise ValueError(f"{name!r} cannot chat: {report.chat_problem}")
-    tokenizer = read_tokenizer(report.source)
     ChatTemplate(tokenizer, wishes.system, None, None, wishes.template_kwargs)  # refused before weights are read
     return Opener(load_model(report, "try --dtype bfloat16", window, dtype, device), tokenizer, wishes)
 

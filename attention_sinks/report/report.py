@@ -100,9 +100,20 @@ def report_on(source: Source, sink_size: int = 4) -> ModelReport:
     OSError, ValueError
         When its config cannot be read, or leaves no window beside so many sinks.
     """
+    return report_and_tokenizer(source, sink_size)[0]
+
+
+def report_and_tokenizer(source: Source, sink_size: int = 4) -> tuple[ModelReport, Any]:
+    """Return the same report, and the tokenizer that has been read for it, None where it cannot be."""
     config = read_config(source)
     architecture_of(config)  # whether it streams comes first: what a tokenizer cannot do is no error
-    return describe(source, config, sink_size, chat_problem(source))
+    tokenizer, problem = None, None
+    try:
+        tokenizer = read_tokenizer(source)
+        ChatTemplate(tokenizer)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    return describe(source, config, sink_size, problem), tokenizer
 
 
 def describe(source: Source, config: PreTrainedConfig, sink_size: int, chat_problem: str | None) -> ModelReport:
@@ -161,12 +172,3 @@ def _content(kind: LayerKind, reach: Reach | None, native_window: int | None) ->
     own = kind.window if native_window is None else None
     keys = "sinks and window" if own is None else f"chunks of {own} tokens" if kind.chunk else f"its last {own} tokens"
     return f"{keys}, and states" if kind.states else keys
-
-
-def chat_problem(source: Source) -> str | None:
-    """Return why the chat template of a model cannot stream, or None when it can."""
-    try:
-        ChatTemplate(read_tokenizer(source))
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
