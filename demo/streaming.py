@@ -16,6 +16,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from attention_sinks import StreamingChat
 from attention_sinks.command.terminal import ReadingBar, show_answer
+from attention_sinks.command.typed import json_object
 from prompts import DEFAULT_PROMPTS, read_prompts, typed_prompts
 from tools import TOOLS, result_of
 from utils import (
@@ -148,15 +149,12 @@ def stream_chat(chat, prompts, streamer, json_log, interactive):
     return {**figures, "turns_in_window": chat.turns_in_window}
 
 
-def json_object(text):
+def keywords(text):
     """Return the dict that JSON text holds, the value of an option."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SystemExit(f"--chat_template_kwargs {text}: this is no JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise SystemExit(f'--chat_template_kwargs {text}: pass an object, such as {{"enable_thinking": false}}.')
-    return value
+        return json_object("--chat_template_kwargs ", text)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def parse_args():
@@ -173,7 +171,7 @@ def parse_args():
     add("--json_log", type=Path, help="append every turn to this file as well, as a line of JSON")
     add("--interactive", action="store_true", help="type the prompts in the terminal")
     add("--system", help="system prompt, which the chat never forgets; default: what the chat template has")
-    add("--chat_template_kwargs", type=json_object, help="JSON, such as '{\"enable_thinking\": false}'")
+    add("--chat_template_kwargs", type=keywords, help="JSON, such as '{\"enable_thinking\": false}'")
     add("--thoughts", choices=("keep", "forget"), help="whether thoughts stay in the stream, default: keep")
     add("--tools", action="store_true", default=None, help="let the model call a calculator and a clock")
     add("--autosave", type=Path, help="save the chat to this file after every turn; go on with it if it exists")

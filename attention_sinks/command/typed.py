@@ -1,10 +1,12 @@
-"""Messages as somebody types them, or as they come from a pipe: of one line or of several."""
+"""What somebody types: messages of one line or of several, in a terminal or through a pipe, and JSON in an option."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 BLOCK = '"""'
 """The line before and after a message of several lines."""
@@ -67,3 +69,20 @@ def _piped_line(prompt: str) -> str | None:
 def _clean(line: str) -> str:
     """Return a line without what is no character, which no tokenizer takes."""
     return line.encode("utf-8", "replace").decode("utf-8")
+
+
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """Return the object that JSON text holds; `option` is what stands before it on the command line.
+
+    Raises
+    ------
+    ValueError
+        When it is no JSON, or holds something else.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option}{text}: this is no JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{option}{text}: pass an object, such as {{"enable_thinking": false}}.')
+    return value
