@@ -52,7 +52,6 @@ class AnswerParser:
         self._text = AnswerText(self._tokenizer, self._form.mentions if self._form.response_template else None)
         self._parser: Any = self._new_parser(self._form.response_template)
         self._raw = ""
-        self._given = {True: "", False: ""}  # what has been returned, by whether it is thought
         self._is_whole = True  # no exception has come between a token and what follows from it
 
     def say(self, token: int | None, reason: FinishReason | None, cached: int) -> list[Piece]:
@@ -69,11 +68,6 @@ class AnswerParser:
         """
         self._is_whole = False
         pieces = self._add(token, reason is not None)
-        for piece in pieces:
-            if piece.is_thought:
-                self.answer.thoughts += piece
-            else:
-                self.answer.text += piece
         self._tokens += [] if token is None else [token]
         self.answer.usage = Usage(self._read, len(self._tokens), cached)
         self.answer.begun, self.answer.finish_reason, self._is_whole = True, reason, True
@@ -93,7 +87,7 @@ class AnswerParser:
     def _add(self, token: int | None, ended: bool) -> list[Piece]:
         text = self._text.add(token, ended)
         if self._parser is None:
-            return [Piece(text)] if text else []
+            return [self._give(text, False)] if text else []
         self._raw += text
         try:
             return self._pieces(self._events(text, ended))
@@ -114,7 +108,7 @@ class AnswerParser:
         pieces = []
         for event in events:
             field, text = event.get("field"), event.get("text")
-            if event["type"] == "region_open" and field in THOUGHT_FIELDS and self._given[True]:
+            if event["type"] == "region_open" and field in THOUGHT_FIELDS and self.answer.thoughts:
                 pieces.append(self._piece("\n", True))  # gpt-oss may think several times
             if event["type"] != "region_chunk" or not text or event.get("dirty"):
                 continue
@@ -123,25 +117,37 @@ class AnswerParser:
         return [piece for piece in pieces if piece]
 
     def _piece(self, text: str, is_thought: bool) -> Piece:
-        """Return `text` without the white space before the first word of its kind, if there were other words before."""
-        if not self._given[is_thought] and (is_thought or self._given[True] or self._prompt):
+        """Give `text` without the white space before the first word of its kind, if there were other words before."""
+        is_first = not (self.answer.thoughts if is_thought else self.answer.text)
+        if is_first and (is_thought or self.answer.thoughts or self._prompt):
             text = text.lstrip()
-        self._given[is_thought] += text
+        return self._give(text, is_thought)
+
+    def _give(self, text: str, is_thought: bool) -> Piece:
+        """Add `text` to the answer and return it as a piece."""
+        if is_thought:
+            self.answer.thoughts += text
+        else:
+            self.answer.text += text
         return Piece(text, is_thought)
 
     def _go_on_without_calls(self, ended: bool, error: Exception) -> list[Piece]:
         """Read the answer anew, with its calls of tools as text, and return what has not been returned."""
         logger.warning(f"an answer has a call of a tool that cannot be parsed ({error!r:.200}); it is given as text.")
-        given, self._given = self._given, {True: "", False: ""}
+        thoughts, text = self.answer.thoughts, self.answer.text
+        self.answer.thoughts = self.answer.text = ""
         self._parser, self.answer.tool_calls = self._new_parser(self._form.without_calls()), []
         try:
-            pieces = self._pieces(self._events(self._raw, ended)) if self._parser else [Piece(self._raw)]
+            if self._parser is None:
+                self._give(self._raw, False)
+            else:
+                self._pieces(self._events(self._raw, ended))
         except Exception:  # the tokenizer's own parser, which has other parts as well
-            pieces, self._parser = [Piece(self._raw)], None
-        now = {kind: "".join(piece for piece in pieces if piece.is_thought == kind) for kind in (True, False)}
-        new = [Piece(text[len(given[kind]) :], kind) for kind, text in now.items()]
-        self._given = now
-        return [piece for piece in new if piece]
+            self._parser, self.answer.thoughts, self.answer.text = None, "", self._raw
+        now = self.answer.thoughts, self.answer.text
+        self.answer.thoughts, self.answer.text = thoughts, text
+        new = [(now[0][len(thoughts) :], True), (now[1][len(text) :], False)]
+        return [self._give(words, is_thought) for words, is_thought in new if words]
 
     def _new_parser(self, response_template: dict[str, Any] | None) -> Any:
         """Return a parser that has read the prompt."""
