@@ -18,7 +18,7 @@ from ..cache.cache import AttentionSinkKVCache
 from ..cache.files import naming
 from ..cache.storage import read_file, write_file
 from .answer import Answer, AnswerStream, AnswerStreams
-from .decoding import ends_of, with_defaults
+from .decoding import Choosing, ends_of, with_defaults
 from .messages import Message, Turn, Turns, is_turn, turns_of
 from .saved_chat import fitting_chat, saved_state
 from .stream import ChatStream, Progress
@@ -228,7 +228,7 @@ class StreamingChat:
         turns = self._checked(message, options)
         self.stop()
         answers, alone = [Answer() for _ in turns], is_turn(message)
-        request = Request(turns, alone, answers, self.generation_config, options, on_progress, self.on_evict)
+        request = Request(turns, alone, answers, Choosing(self.generation_config), options, on_progress, self.on_evict)
         turn = self._take_turn(request)
         self._turn, self._stopping = weakref.ref(turn), request.stopping
         return AnswerStream(turn, self.stop, answers[0]) if alone else AnswerStreams(turn, self.stop, answers)

@@ -1,17 +1,21 @@
-"""Run the decoding loop of `generate` as an iterator: the caller asks for one step at a time, in its own thread."""
+"""The decoding loop of `generate`, of which the caller makes each step, when and where it likes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     MaxLengthCriteria,
     MaxTimeCriteria,
+    StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
@@ -20,98 +24,151 @@ from transformers.generation import GenerationMode
 ANSWER_LENGTH = 1024
 """The most new tokens of an answer when the generation config sets no limit."""
 
-Feed = Callable[..., torch.Tensor]
-"""A function that calls the model with `input_ids`, `attention_mask` and other keywords and returns logits
-[batch, columns, words]. Without a mask, every column is a token."""
-
 Step = tuple[list[int | None], list[str | None]]
 """For each row, the token that was said and why the answer has ended, "stop" or "length"; None while it goes on. The
 token is None when it only ends the answer, and after the end."""
 
 
-def decode(
-    model: Any, tokenizer: Any, prompts: list[list[int]], generation_config: GenerationConfig, feed: Feed
-) -> Iterator[Step]:
-    """Answer `prompts` as `generate` would, greedily or by sampling.
+@dataclass(frozen=True)
+class Choosing:
+    """How the tokens of an answer are chosen, and where it ends.
+
+    Attributes
+    ----------
+    config : GenerationConfig
+        Greedily or by sampling, with which limits. Values that it leaves open come from the model's own.
+    processors : list of LogitsProcessor
+        They change the logits beside those that the config asks for.
+    criteria : list of StoppingCriteria
+        They end the answer beside those that the config asks for.
+    generator : torch.Generator, optional
+        Where samples come from. The default is the generator of the device.
+    """
+
+    config: GenerationConfig
+    processors: Sequence[LogitsProcessor] = ()
+    criteria: Sequence[StoppingCriteria] = ()
+    generator: torch.Generator | None = None
+
+
+class Decoder:
+    """The decoding loop of `generate`, turned inside out: it says what to feed and chooses from the logits of that.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model, which it does not call.
+    input_ids : tensor
+        [batch, n] int64, the new tokens of each row, padded on the left.
+    logits_processor, stopping_criteria, generation_config
+        What `generate` has prepared.
+    mask : tensor
+        [batch, n] int64, 1 for a token.
+    generator : torch.Generator, optional
+        Where samples come from.
+
+    Attributes
+    ----------
+    columns : tensor
+        [batch, n] int64, what is to be fed: first the new tokens, then those that were said last.
+    arguments : dict
+        Further arguments of that call.
+    begun : bool
+        Whether a token has been chosen.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        *,
+        mask: torch.Tensor,
+        generator: torch.Generator | None,
+        **model_kwargs: Any,
+    ) -> None:
+        end = generation_config.eos_token_id
+        self._ends = set(end if isinstance(end, list) else [end])
+        self._processor, self._config, self._generator = logits_processor, generation_config, generator
+        self._limits, self._others = _by_kind(stopping_criteria)
+        self._ids, self._mask = input_ids, mask
+        self._going = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        self._reasons: list[str | None] = [None] * len(input_ids)
+        self.columns, self.begun = input_ids, False
+        self.arguments = {name: value for name, value in model_kwargs.items() if name == "logits_to_keep"}
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """[batch, n] int64, which of the columns are tokens; None where all are. Finished rows are masked."""
+        return None if bool(self._mask.all()) else self._mask
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all answers have ended. The last token of an answer is not fed."""
+        return not any(reason is None for reason in self._reasons)
+
+    @torch.no_grad()
+    def choose(self, logits: torch.Tensor) -> Step:
+        """Choose the next token of each row from the logits [batch, n, words] of what was fed.
+
+        When a processor or a criterion raises, nothing has been chosen.
+        """
+        scores = self._processor(self._ids, logits[:, -1].to(self._ids.device, torch.float32, copy=True))
+        going, config = self._going, self._config
+        chosen = _choose(scores, config.do_sample, self._generator).masked_fill(~going, config.pad_token_id)
+        ids = torch.cat([self._ids, chosen[:, None]], dim=1)
+        limits, others = (_fired(criteria, ids, scores) for criteria in (self._limits, self._others))
+        reasons = [
+            reason or ("stop" if stops else "length" if full else None)
+            for reason, stops, full in zip(self._reasons, others.tolist(), limits.tolist(), strict=True)
+        ]
+        said = [
+            token if on and token not in self._ends else None
+            for token, on in zip(chosen.tolist(), going.tolist(), strict=True)
+        ]
+        self._ids, self.columns, self._going = ids, chosen[:, None], going & ~(limits | others)
+        self._mask, self._reasons, self.begun = self._going[:, None].long(), reasons, True
+        return said, reasons
+
+
+def decoder_of(model: Any, tokenizer: Any, prompts: list[list[int]], choosing: Choosing) -> Decoder:
+    """Return what answers `prompts` as `generate` would, greedily or by sampling.
 
     `generate` itself prepares the logits processors and the stopping criteria.
 
     Parameters
     ----------
     model, tokenizer : PreTrainedModel, PreTrainedTokenizerBase
-        The model whose `generate` runs the loop, and its tokenizer.
+        The model whose `generate` prepares them, and its tokenizer.
     prompts : list of list of int
         New tokens of each row.
-    generation_config : GenerationConfig
-        How tokens are chosen. Values that it leaves open come from the model's own generation config.
-    feed : callable
-        Calls the model. Finished rows are masked and feed nothing. The last token of an answer is not fed.
-
-    Returns
-    -------
-    iterator of `Step`
-        One item for each step.
+    choosing : Choosing
+        How tokens are chosen.
 
     Raises
     ------
     ValueError
         When the config asks for beams, several sequences or an assistant.
     """
-    config = _prepared(generation_config, model.generation_config, tokenizer)
+    config = _prepared(choosing.config, model.generation_config, tokenizer)
     _check_mode(config)
     _limit(config, model.generation_config, prompt_length=max(map(len, prompts)))
     ids, mask = left_padded(prompts, device_of(model))
     # This function makes the criterion, because `generate` does not pass the tokenizer to a custom loop.
     stop_strings, config.stop_strings = config.stop_strings, None
     criteria = [StopStringCriteria(tokenizer, stop_strings)] if stop_strings else []
-    steps: Iterator[Step] = model.generate(
+    decoder: Decoder = model.generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
-        stopping_criteria=StoppingCriteriaList(criteria),
-        custom_generate=partial(_steps, mask=mask, feed=feed),
+        logits_processor=LogitsProcessorList(choosing.processors),
+        stopping_criteria=StoppingCriteriaList([*criteria, *choosing.criteria]),
+        custom_generate=partial(Decoder, mask=mask, generator=choosing.generator),
         **({"stop_strings": None} if model.generation_config.stop_strings else {}),
     )
-    return steps
-
-
-@torch.no_grad()
-def _steps(
-    model: Any,
-    input_ids: torch.Tensor,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: GenerationConfig,
-    *,
-    mask: torch.Tensor,
-    feed: Feed,
-    **model_kwargs: Any,
-) -> Iterator[Step]:
-    """Run the decoding loop; `generate` calls it with the processors and criteria that it has prepared."""
-    end = generation_config.eos_token_id
-    ends = set(end if isinstance(end, list) else [end])
-    last_only = {"logits_to_keep": model_kwargs["logits_to_keep"]} if "logits_to_keep" in model_kwargs else {}
-    columns = input_ids
-    going = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)  # rows whose answer goes on
-    reasons: list[str | None] = [None] * len(input_ids)
-    while bool(going.any()):
-        logits = feed(input_ids=columns, attention_mask=None if bool(mask.all()) else mask, **last_only)[:, -1]
-        scores = logits_processor(input_ids, logits.to(input_ids.device, torch.float32, copy=True))
-        chosen = _choose(scores, generation_config.do_sample).masked_fill(~going, generation_config.pad_token_id)
-        columns = chosen[:, None]
-        input_ids = torch.cat([input_ids, columns], dim=1)
-        said = [
-            token if on and token not in ends else None
-            for token, on in zip(chosen.tolist(), going.tolist(), strict=True)
-        ]
-        limits, others = (_fired(criteria, input_ids, scores) for criteria in _by_kind(stopping_criteria))
-        reasons = [
-            reason or ("stop" if stops else "length" if full else None)
-            for reason, stops, full in zip(reasons, others.tolist(), limits.tolist(), strict=True)
-        ]
-        going = going & ~(limits | others)
-        mask = going[:, None].long()
-        yield said, reasons
+    return decoder
 
 
 def _by_kind(criteria: Any) -> tuple[list[Any], list[Any]]:
@@ -128,10 +185,10 @@ def _fired(criteria: list[Any], input_ids: torch.Tensor, scores: torch.Tensor) -
     return ended
 
 
-def _choose(scores: torch.Tensor, do_sample: bool | None) -> torch.Tensor:
+def _choose(scores: torch.Tensor, do_sample: bool | None, generator: torch.Generator | None) -> torch.Tensor:
     """Choose the next token of each row, [batch] int64, from `scores` [batch, words]."""
     if do_sample:
-        return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
+        return torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=generator)[:, 0]
     return scores.argmax(dim=-1)
 
 

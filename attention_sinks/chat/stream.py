@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,17 @@ import torch
 from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..versions import CACHE
-from .decoding import Feed, device_of, left_padded
+from .decoding import Decoder, device_of, left_padded
 from .rows import Row, TurnLog
 
 PIECE = 256
-"""A longer message is read in pieces of this many columns. Between two pieces the reading can be stopped."""
+"""A longer message of a chat alone is read in pieces of this many columns. Between two the reading can be stopped."""
+
+
+def piece_size() -> int:
+    """Return how many columns are read at once in a chat alone."""
+    return PIECE
+
 
 Progress = Callable[[int, int], Any]
 """It is told how many columns of a message have been read, and how many there are."""
@@ -67,6 +73,8 @@ class Reading:
         Told after each piece.
     stopping : threading.Event
         Set when the reading shall stop.
+    piece_size : callable
+        Says how many columns the next piece has at most.
     """
 
     prompts: list[list[int]]
@@ -75,6 +83,7 @@ class Reading:
     options: dict[str, Any] | None
     progress: Progress | None
     stopping: threading.Event
+    piece_size: Callable[[], int]
 
 
 class ChatStream:
@@ -109,6 +118,7 @@ class ChatStream:
         # By the length of the cache: where the conversations stand when it has that length.
         self._rows_at: dict[int, tuple[Row, ...]] = {}
         self._unread: tuple[Any, Fork | None] | None = None  # cache and fork without the message that is being read
+        self._known = 0  # how many columns of the first message the cache has before that is read
         self._step = torch.compile(model.forward, fullgraph=True) if compiles else None
 
     @property
@@ -134,49 +144,46 @@ class ChatStream:
 
     # ---- reading
 
-    def reader(self, reading: Reading) -> Feed:
-        """Return the function that feeds a turn: first the messages, then one token of each answer after the other."""
-        waiting = [reading]
+    def begin_from(self, cache: Any, count: int) -> None:
+        """Go on from `cache`, which holds the first `count` tokens of the first message already."""
+        self._unread = self.cache, self.fork
+        self.cache, self._known = cache, count
 
-        def feed(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
-            if waiting:
-                return self._read(waiting.pop(), input_ids, attention_mask, arguments)
-            return self._feed_step(input_ids, attention_mask, arguments)
+    def read(self, reading: Reading, decoder: Decoder) -> Iterator[torch.Tensor]:
+        """Feed the messages of a turn piece by piece. Yield the logits of each piece; the last ones choose a token.
 
-        return feed
-
-    def _read(
-        self, reading: Reading, ids: torch.Tensor, mask: torch.Tensor | None, arguments: dict[str, Any]
-    ) -> torch.Tensor:
-        """Feed the messages [batch, n]. Where the conversations then stand is noted for the length of the cache.
-
-        So it is true as soon as the cache has that length; if it never has, `settle` takes back what was read.
+        Where the conversations then stand is noted for the length of the cache. So it is true as soon as the cache has
+        that length; if it never has, `settle` takes back what was read.
         """
-        columns, length, before = ids.shape[1], self.cache.get_seq_length(), self.rows
-        seen = self.seen or [0] * len(ids)
-        self._log_turn(reading, before, seen)
+        ids, mask, before = decoder.columns, decoder.mask, self.rows
+        columns, start = ids.shape[1], self._known
+        length = self.cache.get_seq_length() - start
+        self._log_turn(reading, before, [seen - start for seen in self.seen] or [0] * len(ids))
         self._rows_at = {length + columns: reading.rows} | ({} if before is None else {length: before})
-        cuts = self._cuts(columns, mask, reading.opening)
-        if len(cuts) > 2:
-            self._unread = copy.deepcopy(self.cache), self.fork
-        for start, end in zip(cuts, cuts[1:], strict=False):
-            if start and (reading.stopping.is_set() or self.pressed()):
+        cuts = self._cuts(reading, columns, mask)
+        while start < columns:
+            end = next(cuts)
+            if start == self._known and end < columns and self._unread is None:
+                self._unread = copy.deepcopy(self.cache), self.fork
+            if start > self._known and (reading.stopping.is_set() or self.pressed()):
                 raise Stopped
             piece = slice(start, end)
-            logits = self._call(ids[:, piece], None if mask is None else mask[:, piece], arguments)
+            logits = self._call(ids[:, piece], None if mask is None else mask[:, piece], decoder.arguments)
             if reading.opening is not None and end == columns - reading.opening:
                 self._take_fork(reading)
             if reading.progress is not None:
                 reading.progress(end, columns)
-        return logits
+            start = end
+            yield logits
 
-    def _cuts(self, columns: int, mask: torch.Tensor | None, opening: int | None) -> list[int]:
-        """Return where the columns of a message are cut into pieces, both ends included."""
-        size = PIECE if columns > PIECE and self._can_read_in_pieces(mask) else columns
-        cuts = {*range(0, columns, size), columns}
-        if opening is not None and opening < columns:
-            cuts.add(columns - opening)
-        return sorted(cuts)
+    def _cuts(self, reading: Reading, columns: int, mask: torch.Tensor | None) -> Iterator[int]:
+        """Yield where each piece of a message ends; each is as long as `reading` says when it is begun."""
+        end, in_pieces = self._known, self._can_read_in_pieces(mask)
+        mark = columns if reading.opening is None else columns - reading.opening
+        while end < columns:
+            stop = mark if end < mark else columns
+            end = min(end + reading.piece_size(), stop) if in_pieces else stop
+            yield end
 
     def _can_read_in_pieces(self, mask: torch.Tensor | None) -> bool:
         setup = setup_of(self.model) if isinstance(self.cache, AttentionSinkKVCache) else None
@@ -198,8 +205,9 @@ class ChatStream:
 
     # ---- answering
 
-    def _feed_step(self, ids: torch.Tensor, mask: torch.Tensor | None, arguments: dict[str, Any]) -> torch.Tensor:
-        """Feed the tokens [batch, 1] that the mask keeps: those that were said last."""
+    def step(self, decoder: Decoder) -> torch.Tensor:
+        """Feed the tokens that were said last, those of answers that go on; return their logits."""
+        ids, mask = decoder.columns, decoder.mask
         length, before, seen = self.cache.get_seq_length(), self.rows or (), self.seen
         kept = [True] * len(ids) if mask is None else mask[:, 0].bool().tolist()
         after = tuple(row.fed() if fed else row for row, fed in zip(before, kept, strict=True))
@@ -207,8 +215,9 @@ class ChatStream:
             if fed:
                 log.write(position, row.unfed)
         self._rows_at = {length: before, length + 1: after}
-        return self._call(ids, mask, arguments)
+        return self._call(ids, mask, decoder.arguments)
 
+    @torch.no_grad()
     def _call(
         self, ids: torch.Tensor, mask: torch.Tensor | None, arguments: dict[str, Any], cache: Any = None
     ) -> torch.Tensor:
@@ -225,14 +234,14 @@ class ChatStream:
         if self._unread is not None:
             whole = self.cache.get_seq_length() in self._rows_at
             cache, fork = (self.cache, self.fork) if whole else self._unread
-            self.cache, self.fork, self._unread = cache, fork, None
+            self.cache, self.fork, self._unread, self._known = cache, fork, None, 0
 
     # ---- forgetting thoughts
 
-    def forgotten(self, tokens: list[list[int]]) -> tuple[Any, tuple[Row, ...]]:
+    def forgetting(self, tokens: list[list[int]]) -> Generator[None, None, tuple[Any, tuple[Row, ...]]]:
         """Return the cache and the rows as if, since the fork, each row had been fed `tokens` instead.
 
-        Where that breaks off it may be called again, and goes on from there.
+        It yields after each piece. Where it breaks off it may be begun again, and goes on from there.
         """
         fork, rows = self.fork, self.rows
         assert fork is not None and rows is not None  # an answer was made
@@ -242,10 +251,10 @@ class ChatStream:
         ids, mask = left_padded(tokens, device_of(self.model))
         padding = None if bool(mask.all()) else mask
         size = PIECE if self._can_read_in_pieces(padding) else max(ids.shape[1], 1)
-        with torch.no_grad():
-            for start in range(fork.cache.get_seq_length() - fork.length, ids.shape[1], size):
-                piece = slice(start, start + size)
-                self._call(ids[:, piece], None if padding is None else padding[:, piece], {}, fork.cache)
+        for start in range(fork.cache.get_seq_length() - fork.length, ids.shape[1], size):
+            piece = slice(start, start + size)
+            self._call(ids[:, piece], None if padding is None else padding[:, piece], {}, fork.cache)
+            yield
         return fork.cache, after
 
     def _fed_since(self, fork: Fork, rows: tuple[Row, ...]) -> list[list[int]] | None:
@@ -256,7 +265,7 @@ class ChatStream:
         return [[*log.tokens[start - log.base : end - log.base], *row.unfed] for log, start, end, row in parts]
 
     def adopt(self, cache: Any, rows: tuple[Row, ...], tokens: list[list[int]]) -> None:
-        """Go on from what `forgotten` has returned for `tokens`."""
+        """Go on from what `forgetting` has returned for `tokens`."""
         fork = self.fork
         assert fork is not None
         if cache is fork.cache:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import starmap, zip_longest
 from typing import Any, cast
 
-from transformers import GenerationConfig
+import torch
 from transformers.utils import logging
 
 from ..cache.cache import AttentionSinkKVCache
 from .answer import Answer, Piece
-from .decoding import Step, decode
+from .decoding import Choosing, Decoder, decoder_of
 from .interrupts import interrupts_held_back
 from .messages import Message
 from .parsing import AnswerParser
 from .rows import Row
-from .stream import ChatStream, Progress, Reading, Stopped
+from .stream import ChatStream, Progress, Reading, Stopped, piece_size
 from .template import TOOL_ROLES, ChatTemplate, Prompt, Said
 
 logger = logging.get_logger(__name__)
@@ -40,7 +41,7 @@ class Request:
         Whether it is one conversation, of which the pieces come one by one.
     answers : list of Answer
         What will be known of the answers.
-    generation_config : GenerationConfig
+    choosing : Choosing
         How they are chosen.
     options : dict or None
         Keywords for the chat template.
@@ -50,16 +51,35 @@ class Request:
         Told what has left the window.
     stopping : threading.Event
         Set when the turn shall stop.
+    piece_size : callable
+        Says how many columns of a message are read next, at most.
     """
 
     messages: list[list[Message]]
     alone: bool
     answers: list[Answer]
-    generation_config: GenerationConfig
+    choosing: Choosing
     options: dict[str, Any] | None = None
     on_progress: Progress | None = None
     on_evict: OnEvict | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
+    piece_size: Callable[[], int] = piece_size
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A turn that has begun.
+
+    Attributes
+    ----------
+    reading : Reading
+        How its messages are read.
+    decoder : Decoder
+        Says what is fed, and chooses the tokens of the answers.
+    """
+
+    reading: Reading
+    decoder: Decoder
 
 
 class TurnTaker:
@@ -99,51 +119,59 @@ class TurnTaker:
         bool
             Whether the messages were read, so that there was a turn.
         """
-        self.settle(request.messages)
-        steps, is_read = self.steps(request), False
+        exhaust(self.settling(request.messages), self.stream)
+        answering, is_read = self.begin(request), False
         pieces: list[list[Piece]] | None = []
         try:
-            while not request.stopping.is_set() and (pieces := self.next(steps)) is not None:
+            while not request.stopping.is_set() and (pieces := self.next(answering)) is not None:
                 if not is_read:
                     self.report_evicted(request.on_evict)
                 is_read = True
-                yield from _handed_out(pieces, request.alone)
+                yield from handed_out(pieces, request.alone)
         finally:
             pieces = self.leave()
-        yield from _handed_out(pieces, request.alone)
-        if not any(row.tool_calls for row in self.stream.rows or ()):  # else the exchange goes on
-            self.forget()
+        yield from handed_out(pieces, request.alone)
+        exhaust(self.ending(), self.stream)
         return is_read
 
-    def steps(self, request: Request) -> Iterator[Step]:
-        """Return the steps of the answers, of which the first reads the messages."""
+    def begin(self, request: Request) -> Answering:
+        """Begin a turn, of which nothing is read yet."""
         prompts = self.prompts(request)
         reading = self.reading(request, prompts)
         self.voices = [
             AnswerParser(self.tokenizer, self.template.format, answer, prompt, self.template.tools)
             for answer, prompt in zip(request.answers, prompts, strict=True)
         ]
-        feed = self.stream.reader(reading)
-        return decode(self.stream.model, self.tokenizer, reading.prompts, request.generation_config, feed)
+        return Answering(reading, decoder_of(self.stream.model, self.tokenizer, reading.prompts, request.choosing))
 
-    def next(self, steps: Iterator[Step]) -> list[list[Piece]] | None:
-        """Run one step, note its tokens as unfed, and return the new pieces of each answer.
+    def next(self, answering: Answering) -> list[list[Piece]] | None:
+        """Read the messages, or make one step; return the new pieces of each answer. None: there are no more.
 
         Ctrl-C waits until that is done, or until a piece of the message is read.
         """
-        stream = self.stream
+        stream, decoder = self.stream, answering.decoder
+        if decoder.is_done:
+            return None
         with interrupts_held_back() as stream.pressed:
             try:
-                step = next(steps, None)
+                return self.hear(decoder, self._feed(answering))
             except Stopped:
-                step = None
+                return None
             finally:
                 stream.settle()
-            if step is None or (rows := stream.rows) is None:
-                return None
-            said = zip(rows, self.voices, *step, self._cached(), strict=True)
-            heard = list(starmap(self._hear, said))
-            stream.rows = tuple(row for row, _ in heard)
+
+    def _feed(self, answering: Answering) -> torch.Tensor:
+        """Read the messages or, when they are read, feed what was said last; return the logits."""
+        stream, decoder = self.stream, answering.decoder
+        return stream.step(decoder) if decoder.begun else deque(stream.read(answering.reading, decoder), maxlen=1)[0]
+
+    def hear(self, decoder: Decoder, logits: torch.Tensor) -> list[list[Piece]]:
+        """Choose the next tokens of the answers, note them as unfed, and return the new pieces of each answer."""
+        step, stream = decoder.choose(logits), self.stream
+        rows = stream.rows
+        assert rows is not None  # the messages are read
+        heard = list(starmap(self._hear, zip(rows, self.voices, *step, self._cached(), strict=True)))
+        stream.rows = tuple(row for row, _ in heard)
         return [pieces for _, pieces in heard]
 
     def _hear(
@@ -201,6 +229,7 @@ class TurnTaker:
             options=request.options,
             progress=request.on_progress,
             stopping=request.stopping,
+            piece_size=request.piece_size,
         )
 
     def _fork_before(self, prompts: list[Prompt]) -> int | None:
@@ -215,23 +244,25 @@ class TurnTaker:
 
     # ---- between turns
 
-    def settle(self, turns: list[list[Message]]) -> None:
+    def settling(self, turns: list[list[Message]]) -> Iterator[None]:
         """End what was left of the last turn before the next one begins; results of tools go on with it."""
         self.leave()
         rows = self.stream.rows
         if rows is None or not all(
             messages[0]["role"] in TOOL_ROLES and row.tool_calls for messages, row in zip(turns, rows, strict=True)
         ):
-            self.forget()
+            yield from self.forgetting()
 
-    def forget(self) -> None:
-        """Take the thoughts of the last answers out of the stream, where the chat forgets them."""
+    def ending(self) -> Iterator[None]:
+        """End the exchange when the answers are complete; after calls of tools it goes on."""
+        if not any(row.tool_calls for row in self.stream.rows or ()):
+            yield from self.forgetting()
+
+    def forgetting(self) -> Iterator[None]:
+        """Take the thoughts of the last answers out of the stream, where the chat forgets them, piece by piece."""
         stream = self.stream
-        if stream.fork is None:
-            return
-        with interrupts_held_back() as stream.pressed:
-            if not self._forget_in(stream):
-                stream.fork = None
+        if stream.fork is not None and not (yield from self._forget_in(stream)):
+            stream.fork = None
 
     def as_left(self) -> ChatStream:
         """Return a copy of the stream as it were if the answers were left after the words that were handed out."""
@@ -241,7 +272,7 @@ class TurnTaker:
         if stream.fork is not None:
             stream.fork = replace(stream.fork, cache=copy.deepcopy(stream.fork.cache))
             stream.logs = copy.deepcopy(stream.logs)
-            self._forget_in(stream)
+            exhaust(self._forget_in(stream), stream)
         return stream
 
     def _as_left(self, row: Row, voice: AnswerParser | None) -> Row:
@@ -249,7 +280,7 @@ class TurnTaker:
             return row
         return row.answered(voice.answer.message, self.forgets)
 
-    def _forget_in(self, stream: ChatStream) -> bool:
+    def _forget_in(self, stream: ChatStream) -> Generator[None, None, bool]:
         """Take the thoughts out of a stream that has a fork; return whether the template can tell what is left."""
         fork, rows = stream.fork, stream.rows
         assert fork is not None and rows is not None  # an answer was made
@@ -258,7 +289,8 @@ class TurnTaker:
         except ValueError as error:
             logger.warning(f"thoughts are kept this time: {error}")
             return False
-        stream.adopt(*stream.forgotten(tokens), tokens)
+        cache, rows = yield from stream.forgetting(tokens)
+        stream.adopt(cache, rows, tokens)
         return True
 
     def _cached(self) -> list[int]:
@@ -283,7 +315,14 @@ class TurnTaker:
                 on_evict(turn, tokens, **({"conversation": conversation} if len(left) > 1 else {}))
 
 
-def _handed_out(pieces: list[list[Piece]] | None, alone: bool) -> Iterator[Any]:
+def exhaust(pieces: Iterator[None], stream: ChatStream) -> None:
+    """Do a work on `stream` to its end, between whose pieces somebody else might do something."""
+    with interrupts_held_back() as stream.pressed:
+        for _ in pieces:
+            pass
+
+
+def handed_out(pieces: list[list[Piece]] | None, alone: bool) -> Iterator[Any]:
     """Yield the new pieces of one answer; of several, lists with one of each, empty where there is none."""
     if not pieces or alone:
         yield from (pieces[0] if pieces else [])

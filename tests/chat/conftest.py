@@ -21,9 +21,9 @@ def says(monkeypatch):
     """`says(chat, *texts)`: what each conversation of the chat answers next, whatever the model would say."""
     scripts, chosen = {}, decoding._choose
 
-    def choose(scores, do_sample):
+    def choose(scores, *options):
         if not scripts:
-            return chosen(scores, do_sample)
+            return chosen(scores, *options)
         ends = scripts["ends"]
         tokens = [next(script, ends) for script in scripts["rows"]]
         return torch.tensor(tokens, dtype=torch.long, device=scores.device)

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from attention_sinks import StreamingChat, inject_attention_sinks
 from attention_sinks.chat import stream as stream_module
 from attention_sinks.chat.answer import Answer
+from attention_sinks.chat.decoding import Choosing
 from attention_sinks.chat.messages import turns_of
 from attention_sinks.chat.turns import Request
 from support.faults import interrupted
@@ -188,14 +189,14 @@ def allowed_after(start, message, tmp_path):
     """Before the message; when it is read; after each token of the answer, which is fed or not."""
     allowed, turns = [future(start, tmp_path)], turns_of(message)
     chat = copied(start, tmp_path)
-    request = Request(turns, True, [Answer()], chat.generation_config)
+    request = Request(turns, True, [Answer()], Choosing(chat.generation_config))
     reading = chat._turns.reading(request, chat._turns.prompts(request))
     read(chat, reading.prompts)
     chat._stream.rows = reading.rows
     allowed.append(future(chat, tmp_path))
     for tokens in range(1, ANSWER.max_new_tokens + 1):
         chat = copied(start, tmp_path)
-        steps = chat._turns.steps(Request(turns, True, [Answer()], chat.generation_config))
+        steps = chat._turns.begin(Request(turns, True, [Answer()], Choosing(chat.generation_config)))
         for _ in range(tokens):
             chat._turns.next(steps)
         allowed.append(future(chat, tmp_path))

@@ -9,8 +9,9 @@ from transformers import GenerationConfig
 from attention_sinks import StreamingChat, inject_attention_sinks
 from attention_sinks.chat import stream as stream_module
 from attention_sinks.chat.answer import Answer
+from attention_sinks.chat.decoding import Choosing
 from attention_sinks.chat.messages import turns_of
-from attention_sinks.chat.turns import Request
+from attention_sinks.chat.turns import Request, exhaust
 from support.faults import interrupted
 from support.helpers import assert_close, random_ids, refused, stream, tiny_llama
 from support.toy_tokenizers import thinking_tokenizer, word_tokenizer
@@ -192,11 +193,11 @@ def left_after(start, steps, tmp_path, says):
     chat = StreamingChat.load(tmp_path / "copy", start.model, start.tokenizer)
     if steps:
         says(chat, RAW)
-        turn = chat._turns.steps(Request(turns_of("w21"), True, [Answer()], chat.generation_config))
+        turn = chat._turns.begin(Request(turns_of("w21"), True, [Answer()], Choosing(chat.generation_config)))
         for _ in range(steps):
             chat._turns.next(turn)
         chat._turns.leave()
-        chat._turns.forget()
+        exhaust(chat._turns.forgetting(), chat._stream)
     return chat
 
 
@@ -212,7 +213,7 @@ def test_ctrl_c_at_any_line_of_a_turn_that_forgets(says, tmp_path, monkeypatch):
         try:
             chat.stop()
             chat._turns.leave()
-            chat._turns.forget()
+            exhaust(chat._turns.forgetting(), chat._stream)
             now = future(chat, tmp_path)
         except RuntimeError as error:  # at the lines that end a call
             assert "reset()" in str(error)

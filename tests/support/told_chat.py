@@ -60,7 +60,7 @@ class ToldChat:
     def _choose(self, tokens):
         remaining = iter(tokens)
 
-        def choose(scores, do_sample):
+        def choose(scores, *options):
             if not self.logits:
                 self.read = self.chat.cache.tokens_seen.item()
             self.logits.append(scores[0].clone())
