@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from .inject import attention_sinks_injected, inject_attention_sinks, remove_attention_sinks
     from .model_classes import *  # noqa: F403
     from .models.registry import supported_model_types
+    from .pool.answers import PoolAnswerStream
+    from .pool.conversation import Conversation
+    from .pool.host import PoolFullError
+    from .pool.numbers import PoolNumbers
+    from .pool.pool import StreamPool
+    from .pool.sessions import SessionInfo, SessionInUseError
     from .verification import Verification, verify_attention_sinks
 
 register_legacy()
@@ -46,7 +52,14 @@ _MODULES = {
     "AutoModelForSequenceClassification": "auto",
     "AutoModelForTokenClassification": "auto",
     "AutoTokenizer": "auto",
+    "Conversation": "pool.conversation",
     "Piece": "chat.answer",
+    "PoolAnswerStream": "pool.answers",
+    "PoolFullError": "pool.host",
+    "PoolNumbers": "pool.numbers",
+    "SessionInUseError": "pool.sessions",
+    "SessionInfo": "pool.sessions",
+    "StreamPool": "pool.pool",
     "StreamingChat": "chat.chat",
     "Usage": "chat.answer",
     "Verification": "verification",
@@ -72,7 +85,14 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoTokenizer",
+    "Conversation",
     "Piece",
+    "PoolAnswerStream",
+    "PoolFullError",
+    "PoolNumbers",
+    "SessionInUseError",
+    "SessionInfo",
+    "StreamPool",
     "StreamingChat",
     "Usage",
     "Verification",

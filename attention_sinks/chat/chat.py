@@ -20,7 +20,7 @@ from ..cache.storage import read_file, write_file
 from .answer import Answer, AnswerStream, AnswerStreams
 from .decoding import Choosing, ends_of, with_defaults
 from .messages import Message, Turn, Turns, is_turn, turns_of
-from .saved_chat import fitting_chat, saved_state
+from .saved_chat import restored, saved_state
 from .stream import ChatStream, Progress
 from .template import ChatTemplate
 from .turns import OnEvict, Request, TurnTaker
@@ -280,13 +280,7 @@ class StreamingChat:
 
         A turn is its messages and the answer. An earlier turn may still be remembered in part.
         """
-        rows = self._stream.rows or ()
-        if not isinstance(self._stream.cache, AttentionSinkKVCache):
-            found = [list(range(1, row.turn + 1)) for row in rows]  # nothing is evicted
-        else:
-            sinks, window = self.cache.settings.sink_size, self.cache.settings.window_size
-            parts = zip(self._stream.logs, rows, self._stream.seen, strict=True)
-            found = [log.whole(row.turn, seen, sinks, window) for log, row, seen in parts]
+        found = self._turns.in_window()
         return found if len(found) > 1 else (found[0] if found else [])
 
     @property
@@ -294,7 +288,7 @@ class StreamingChat:
         """All messages and answers, for several conversations a list each; None without `keep_transcript`."""
         if not self.keep_transcript:
             return None
-        found = [copy.deepcopy(list(row.transcript or ())) for row in self._stream.rows or ()]
+        found = self._turns.transcripts()
         return found if len(found) > 1 else (found[0] if found else [])
 
     def __repr__(self) -> str:
@@ -380,21 +374,17 @@ class StreamingChat:
         ValueError
             When the file is truncated, altered or of another kind, or its chat belongs to another model or tokenizer.
         """
-        config = setup_of(model).model.config
+        setup_of(model)  # raises what concerns the model alone
         tensors, state = read_file(path)
         with naming(path):
-            saved = fitting_chat(state, generation_config)
-            cache = AttentionSinkKVCache.from_snapshot(model, tensors, saved.cache)
-            rows, logs = saved.conversations(cache, config.vocab_size)
+            found = restored(model, tensors, state, generation_config)
         options: dict[str, Any] = {"on_evict": on_evict, "autosave": autosave, "compile": compile}
-        chat = cls(model, tokenizer, **saved.arguments(generation_config), **options)
-        if chat.template.next_turn("").ids != saved.turn:
-            raise ValueError(
-                f"path={str(path)!r} holds a chat with another tokenizer or chat template; use those it was saved with."
-            )
-        chat._stream.cache = cache
-        if rows is not None:
-            chat._stream.rows, chat._stream.logs = rows, logs
+        chat = cls(model, tokenizer, **found.saved.arguments(generation_config), **options)
+        with naming(path):
+            found.check_template(chat.template)
+        chat._stream.cache = found.cache
+        if found.rows is not None:
+            chat._stream.rows, chat._stream.logs = found.rows, found.logs
         return chat
 
     # ---- one turn
@@ -402,20 +392,7 @@ class StreamingChat:
     def _checked(self, message: Any, options: Any) -> list[list[Message]]:
         """Return the messages of each conversation, or raise what `send` raises."""
         self._check_idle("send")
-        turns, rows = turns_of(message), self._stream.rows
-        if rows is not None and len(turns) != len(rows):
-            raise ValueError(
-                f"message has {len(turns)} turns, but this chat holds {len(rows)} conversations; pass one for each, or "
-                "reset() the chat."
-            )
-        if options is not None:
-            self.template.check_options(options)
-            if rows is not None:
-                self.template.check_still_read(options)
-        said = [None] * len(turns) if rows is None else list(map(self._turns.said, rows))
-        turns = [self.template.with_call_ids(turn, each) for turn, each in zip(turns, said, strict=True)]
-        for turn, each in zip(turns, said, strict=True):
-            self.template.check_roles(turn, each)
+        turns = self._turns.checked(turns_of(message), options)
         if self.thoughts == "forget" and len(turns) > 1 and _keeps_states(self.cache):
             raise ValueError(
                 f"thoughts='forget' is not possible for {len(turns)} conversations at once on a model that keeps "

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, Field
+from torch import nn
 from transformers import GenerationConfig
 
+from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.schema import Count, Record, checked
 from .formats import check_call
 from .rows import Row, TurnLog
 from .stream import ChatStream
+from .template import ChatTemplate
 
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
@@ -132,6 +137,59 @@ def saved_state(chat: Any, cache: dict[str, Any], stream: ChatStream) -> dict[st
         logs = zip(rows, stream.logs, stream.seen, strict=True)
         state["rows"] = [_state(row, log.at(row.turn, seen)) for row, log, seen in logs]
     return state
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a file holds of a chat.
+
+    Attributes
+    ----------
+    saved : ChatState
+        What it says.
+    cache : AttentionSinkKVCache
+        The streams of the conversations.
+    rows : tuple of Row or None
+        Where they stand; None before the first turn.
+    logs : list of TurnLog
+        Which turns their windows hold.
+    """
+
+    saved: ChatState
+    cache: AttentionSinkKVCache
+    rows: tuple[Row, ...] | None
+    logs: list[TurnLog]
+
+    def stream(self, model: Any, compiles: bool = False) -> ChatStream:
+        """Return the streams for `model`, that of the cache."""
+        stream = ChatStream(model, self.cache, compiles)
+        if self.rows is not None:
+            stream.rows, stream.logs = self.rows, self.logs
+        return stream
+
+    def check_template(self, template: ChatTemplate) -> None:
+        """Raise ValueError when `template` is not the one that the chat was saved with."""
+        if template.next_turn("").ids != self.saved.turn:
+            raise ValueError("holds a chat with another tokenizer or chat template; use those it was saved with.")
+
+
+def restored(
+    model: nn.Module,
+    tensors: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    generation_config: GenerationConfig | None,
+) -> Restored:
+    """Return what a file holds of a chat, checked, with a cache for `model`.
+
+    Raises
+    ------
+    ValueError
+        When it is not the file of a chat of this model.
+    """
+    vocabulary = setup_of(model).model.config.vocab_size
+    saved = fitting_chat(state, generation_config)
+    cache = AttentionSinkKVCache.from_snapshot(model, tensors, saved.cache)
+    return Restored(saved, cache, *saved.conversations(cache, vocabulary))
 
 
 def fitting_chat(state: dict[str, Any], generation_config: GenerationConfig | None) -> ChatState:

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -118,21 +118,30 @@ class ChatStream:
         # By the length of the cache: where the conversations stand when it has that length.
         self._rows_at: dict[int, tuple[Row, ...]] = {}
         self._unread: tuple[Any, Fork | None] | None = None  # cache and fork without the message that is being read
+        self._lent: int | None = None  # the tokens of the stream while a batch has its cache
         self._known = 0  # how many columns of the first message the cache has before that is read
         self._step = torch.compile(model.forward, fullgraph=True) if compiles else None
 
     @property
     def rows(self) -> tuple[Row, ...] | None:
         """Where the conversations stand; None before the first turn."""
-        return self._rows_at.get(self.cache.get_seq_length())
+        return self._rows_at.get(self._length)
 
     @rows.setter
     def rows(self, rows: tuple[Row, ...]) -> None:
-        self._rows_at = {self.cache.get_seq_length(): rows}
+        self._rows_at = {self._length: rows}
+
+    @property
+    def _length(self) -> int:
+        """By which it is known where the conversations stand."""
+        length: int = self.cache.get_seq_length() if self._lent is None else self._lent
+        return length
 
     @property
     def seen(self) -> list[int]:
         """How many tokens each stream has; empty before the first turn."""
+        if self._lent is not None:
+            return [self._lent]
         if isinstance(self.cache, AttentionSinkKVCache):
             return list(self.cache.streams.seen)
         return [self.cache.get_seq_length()] * len(self.rows or ())  # of several rows these are columns
@@ -178,14 +187,15 @@ class ChatStream:
 
     def _cuts(self, reading: Reading, columns: int, mask: torch.Tensor | None) -> Iterator[int]:
         """Yield where each piece of a message ends; each is as long as `reading` says when it is begun."""
-        end, in_pieces = self._known, self._can_read_in_pieces(mask)
+        end, in_pieces = self._known, self.can_read_in_pieces(mask)
         mark = columns if reading.opening is None else columns - reading.opening
         while end < columns:
             stop = mark if end < mark else columns
             end = min(end + reading.piece_size(), stop) if in_pieces else stop
             yield end
 
-    def _can_read_in_pieces(self, mask: torch.Tensor | None) -> bool:
+    def can_read_in_pieces(self, mask: torch.Tensor | None = None) -> bool:
+        """Return whether a message, with that mask of padding, may be fed in several calls."""
         setup = setup_of(self.model) if isinstance(self.cache, AttentionSinkKVCache) else None
         if setup is None:
             return mask is None
@@ -236,6 +246,46 @@ class ChatStream:
             cache, fork = (self.cache, self.fork) if whole else self._unread
             self.cache, self.fork, self._unread, self._known = cache, fork, None, 0
 
+    # ---- answering as a row of a batch
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether a batch has the cache."""
+        return self._lent is not None
+
+    def lend(self) -> AttentionSinkKVCache:
+        """Give the cache of one conversation away: until `take_back`, its stream goes on as a row of a batch."""
+        cache, rows, settings = self.cache, self.rows, self.cache.settings
+        assert rows is not None  # the message is read
+        empty = AttentionSinkKVCache(self.model, settings.sink_size, settings.window_size)
+        (seen,) = cache.streams.seen
+        self._rows_at = {cache.get_seq_length(): rows, seen: rows}
+        self.cache, self._lent = empty, seen
+        return cast(AttentionSinkKVCache, cache)
+
+    def stepped(self) -> None:
+        """Note that the batch has been fed what was said last."""
+        (row,), (log,), (seen,) = self.rows or (), self.logs, self.seen
+        log.write(seen, row.unfed)
+        self._rows_at = {seen: (row,), seen + 1: (row.fed(),)}
+        self._lent = seen + 1
+
+    def take_back(self, cache: AttentionSinkKVCache) -> None:
+        """Go on in `cache`, which holds the row of the batch.
+
+        Raises
+        ------
+        RuntimeError
+            When the row has another number of tokens than the stream, so that something was lost on the way.
+        """
+        rows = self.rows
+        if rows is None or list(cache.streams.seen) != self.seen:
+            raise RuntimeError(
+                f"the row has {cache.streams.seen} tokens, but its stream {self.seen}; load a saved one."
+            )
+        self._rows_at = {cache.get_seq_length(): rows}
+        self.cache, self._lent = cache, None
+
     # ---- forgetting thoughts
 
     def forgetting(self, tokens: list[list[int]]) -> Generator[None, None, tuple[Any, tuple[Row, ...]]]:
@@ -250,7 +300,7 @@ class ChatStream:
             return self.cache, tuple(replace(new, unfed=old.unfed) for new, old in zip(after, rows, strict=True))
         ids, mask = left_padded(tokens, device_of(self.model))
         padding = None if bool(mask.all()) else mask
-        size = PIECE if self._can_read_in_pieces(padding) else max(ids.shape[1], 1)
+        size = PIECE if self.can_read_in_pieces(padding) else max(ids.shape[1], 1)
         for start in range(fork.cache.get_seq_length() - fork.length, ids.shape[1], size):
             piece = slice(start, start + size)
             self._call(ids[:, piece], None if padding is None else padding[:, piece], {}, fork.cache)

@@ -242,6 +242,32 @@ class TurnTaker:
             return None
         return opening
 
+    def checked(self, turns: list[list[Message]], options: dict[str, Any] | None) -> list[list[Message]]:
+        """Return the messages of each conversation as the template wants them.
+
+        Raises
+        ------
+        ValueError
+            When there is another number of turns than of conversations, or the template has nothing for a role.
+        TypeError
+            When `options` is no dict of keywords.
+        """
+        rows = self.stream.rows
+        if rows is not None and len(turns) != len(rows):
+            raise ValueError(
+                f"message has {len(turns)} turns, but this chat holds {len(rows)} conversations; pass one for each, or "
+                "reset() the chat."
+            )
+        if options is not None:
+            self.template.check_options(options)
+            if rows is not None:
+                self.template.check_still_read(options)
+        said = [None] * len(turns) if rows is None else list(map(self.said, rows))
+        turns = [self.template.with_call_ids(turn, each) for turn, each in zip(turns, said, strict=True)]
+        for turn, each in zip(turns, said, strict=True):
+            self.template.check_roles(turn, each)
+        return turns
+
     # ---- between turns
 
     def settling(self, turns: list[list[Message]]) -> Iterator[None]:
@@ -299,6 +325,19 @@ class TurnTaker:
         if not isinstance(cache, AttentionSinkKVCache):
             return seen
         return [min(count, cache.settings.visible_size - 1) for count in seen]
+
+    def in_window(self) -> list[list[int]]:
+        """Return for each conversation the numbers, from 1, of the turns of which nothing has been forgotten."""
+        stream, rows = self.stream, self.stream.rows or ()
+        if not isinstance(stream.cache, AttentionSinkKVCache):
+            return [list(range(1, row.turn + 1)) for row in rows]  # nothing is evicted
+        sinks, window = stream.cache.settings.sink_size, stream.cache.settings.window_size
+        parts = zip(stream.logs, rows, stream.seen, strict=True)
+        return [log.whole(row.turn, seen, sinks, window) for log, row, seen in parts]
+
+    def transcripts(self) -> list[list[Message]]:
+        """Return all that was said in each conversation, where that is kept."""
+        return [copy.deepcopy(list(row.transcript or ())) for row in self.stream.rows or ()]
 
     def report_evicted(self, on_evict: OnEvict | None) -> None:
         """Let go of what has left the window, and tell of it."""

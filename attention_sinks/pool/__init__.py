@@ -1,0 +1,1 @@
+"""Many conversations on one model: a running batch that they join and leave, and a store where they sleep."""

@@ -1,0 +1,161 @@
+"""One conversation of a pool: the settings that it shares with others, and its own stream."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from ..cache.cache import AttentionSinkKVCache
+from ..chat.chat import StreamingChat
+from ..chat.saved_chat import restored, saved_state
+from ..chat.stream import ChatStream
+from ..chat.turns import TurnTaker
+from ..settings import SinkSettings
+
+SETTINGS = ("system", "tools", "chat_template", "chat_template_kwargs", "thoughts", "keep_transcript")
+"""What conversations of one pool may have of their own, by the names of arguments of `StreamingChat`."""
+
+KEPT = 64
+"""The settings of so many kinds of conversations are kept ready, those used last."""
+
+
+@dataclass
+class Talk:
+    """A conversation in memory.
+
+    Attributes
+    ----------
+    chat : StreamingChat
+        Its settings. Conversations with equal ones share it, and nobody talks in it.
+    prefix : tuple of int
+        The tokens before the words of the first message.
+    stream : ChatStream
+        Where it stands.
+    turns : TurnTaker
+        Takes its turns.
+    left : ChatStream or None
+        Where it would stand if it were left now, when that is not where it stands: its last answer calls tools, and its
+        thoughts are not forgotten yet.
+    """
+
+    chat: StreamingChat
+    prefix: tuple[int, ...]
+    stream: ChatStream
+    turns: TurnTaker
+    left: ChatStream | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its cache, and of the fork that it may have."""
+        fork = self.stream.fork
+        caches = [self.stream.cache] if fork is None else [self.stream.cache, fork.cache]
+        return sum(int(cache.nbytes) for cache in caches)
+
+
+class Talks:
+    """Make conversations, new ones and those that were saved, and write them down.
+
+    Parameters
+    ----------
+    model, tokenizer : PreTrainedModel or PeftModel, PreTrainedTokenizerBase
+        The model and its tokenizer.
+    defaults : dict
+        Arguments of `StreamingChat` for conversations that have no others.
+    attention_sink_size : int, optional
+        S of every conversation, so that they fit one batch. The default is the model's, and at least what keeps the
+        system prompt of the defaults for ever.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, defaults: Mapping[str, Any], attention_sink_size: int | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.defaults = model, tokenizer, dict(defaults)
+        self._lock = threading.Lock()
+        self._chats: OrderedDict[str, tuple[StreamingChat, tuple[int, ...]]] = OrderedDict()
+        chat, prefix = self._settings({})
+        own = chat.cache.settings
+        size = max(own.sink_size, len(prefix)) if attention_sink_size is None else attention_sink_size
+        self.sizes: SinkSettings = AttentionSinkKVCache(model, size, own.window_size).settings
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raise what is wrong with these settings of a conversation."""
+        self._settings(options)
+
+    def new(self, options: Mapping[str, Any]) -> Talk:
+        """Return a conversation that has not begun, with `options` in the place of defaults."""
+        cache = AttentionSinkKVCache(self.model, self.sizes.sink_size, self.sizes.window_size)
+        return self._talk(ChatStream(self.model, cache), options)
+
+    def to_file(self, talk: Talk) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return a conversation as tensors by name and plain data."""
+        stream = talk.left or talk.stream
+        tensors, cache = stream.cache.snapshot()
+        return tensors, saved_state(talk.chat, cache, stream)
+
+    def from_file(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Talk:
+        """Return the conversation of which `to_file` has told.
+
+        Raises
+        ------
+        ValueError
+            When it is not one of this model, tokenizer, S and W.
+        """
+        found = restored(self.model, tensors, state, GenerationConfig())  # that of each turn counts
+        if found.cache.settings != self.sizes:
+            raise ValueError(
+                f"holds a stream of S={found.cache.settings.sink_size}, W={found.cache.settings.window_size}, but this "
+                f"pool has S={self.sizes.sink_size}, W={self.sizes.window_size}; use a pool of the same sizes."
+            )
+        if len(found.rows or ()) > 1:
+            raise ValueError(f"holds {len(found.rows or ())} conversations at once; load it with StreamingChat.load.")
+        arguments = found.saved.arguments(GenerationConfig())
+        talk = self._talk(found.stream(self.model), {name: arguments[name] for name in SETTINGS})
+        found.check_template(talk.chat.template)
+        return talk
+
+    def differing(self, talk: Talk, options: Mapping[str, Any]) -> list[str]:
+        """Return which of the settings `options` are not those of `talk`."""
+        given, own = _plain(self._settings(options)[0]), _plain(talk.chat)
+        return [name for name in options if given[name] != own[name]]
+
+    def _talk(self, stream: ChatStream, options: Mapping[str, Any]) -> Talk:
+        chat, prefix = self._settings(options)
+        forgets = chat.thoughts == "forget"
+        return Talk(
+            chat, prefix, stream, TurnTaker(self.tokenizer, chat.template, stream, forgets, chat.keep_transcript)
+        )
+
+    def _settings(self, options: Mapping[str, Any]) -> tuple[StreamingChat, tuple[int, ...]]:
+        """Return the settings that conversations with these options share, and their first tokens."""
+        options = {**self.defaults, **options}
+        key = json.dumps(options, sort_keys=True, default=id)  # functions are tools, each one of its own
+        with self._lock:
+            found = self._chats.get(key)
+            if found is None:
+                chat = StreamingChat(self.model, self.tokenizer, pin_system_prompt=False, **options)
+                found = chat, tuple(chat.template.prefix())
+            self._chats[key] = found
+            self._chats.move_to_end(key)
+            while len(self._chats) > KEPT:
+                self._chats.popitem(last=False)
+        return found
+
+
+def _plain(chat: StreamingChat) -> dict[str, Any]:
+    """Return the settings of a chat as they are saved."""
+    template = chat.template
+    return {
+        "system": template.system,
+        "tools": template.tools,
+        "chat_template": template.chat_template,
+        "chat_template_kwargs": template.options,
+        "thoughts": chat.thoughts,
+        "keep_transcript": chat.keep_transcript,
+    }
