@@ -83,7 +83,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], di
 
 
 def decode(file: BufferedReader | BytesIO, size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return what `encode` was given: tensors on the CPU, and the state. `file` stands at its start and has `size` bytes.
+    """Return what `encode` was given: tensors on the CPU, and the state. `file`, of `size` bytes, stands at its start.
 
     Raises
     ------

@@ -70,7 +70,10 @@ def test_a_file_is_private_while_it_is_written(tmp_path, monkeypatch):
 
 
 def test_the_folder_is_synced_after_the_file(tmp_path, monkeypatch):
-    assert [stat.S_IFMT(mode) for mode in modes_of_what_is_synced(tmp_path, monkeypatch)] == [stat.S_IFREG, stat.S_IFDIR]
+    assert [stat.S_IFMT(mode) for mode in modes_of_what_is_synced(tmp_path, monkeypatch)] == [
+        stat.S_IFREG,
+        stat.S_IFDIR,
+    ]
 
 
 # ---- names

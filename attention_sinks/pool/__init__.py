@@ -1,0 +1,1 @@
+"""Many conversations that are stepped together, and where they are kept between their turns."""
