@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,25 @@ def write_file(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], s
     ValueError
         When `state` holds what cannot be loaded again: NaN, half a character, or too much.
     """
+    with naming(path):
+        content = encode(tensors, state)
+    replace_file(Path(path), content)
+
+
+def encode(tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> bytes:
+    """Return the content of a file with `tensors` and `state`, which JSON can hold.
+
+    Raises
+    ------
+    ValueError
+        When `state` holds what cannot be loaded again.
+    """
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, sort_keys=True)
     metadata = {"format": FORMAT, "version": VERSION, "state": text, "sha256": checksum_of(text, tensors)}
     content = save(tensors, metadata)
-    with naming(path):
-        _check_can_be_loaded(text, header_size=int.from_bytes(content[:8], "little"))
-    replace_file(Path(path), content)
+    _check_can_be_loaded(text, header_size=int.from_bytes(content[:8], "little"))
+    return content
 
 
 def _check_can_be_loaded(text: str, header_size: int) -> None:
@@ -66,17 +79,41 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], di
     """
     path = Path(path)
     with reading(path) as (file, size), naming(path):
-        metadata, header = read_header(file, size)
-        _check_origin(metadata)
-        entries = entries_of(header, size - file.tell())
-        content = bytearray(size - file.tell())
-        if file.readinto(content) < len(content):
-            raise damaged("it has become shorter")
-        tensors = {name: entry.tensor(content) for name, entry in entries.items()}
-        text = metadata["state"]
-        if metadata["sha256"] != checksum_of(text, tensors):
-            raise ValueError("has been altered since it was saved: its checksum is wrong; use an intact copy.")
-        return tensors, _state_of(text)
+        return decode(file, size)
+
+
+def decode(file: BufferedReader | BytesIO, size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return what `encode` was given: tensors on the CPU, and the state. `file`, of `size` bytes, stands at its start.
+
+    Raises
+    ------
+    ValueError
+        When `encode` of this version has not made these bytes.
+    """
+    metadata, header = read_header(file, size)
+    _check_origin(metadata)
+    entries = entries_of(header, size - file.tell())
+    content = bytearray(size - file.tell())
+    if file.readinto(content) < len(content):
+        raise damaged("it has become shorter")
+    tensors = {name: entry.tensor(content) for name, entry in entries.items()}
+    text = metadata["state"]
+    if metadata["sha256"] != checksum_of(text, tensors):
+        raise ValueError("has been altered since it was saved: its checksum is wrong; use an intact copy.")
+    return tensors, _state_of(text)
+
+
+def decode_state(file: BufferedReader | BytesIO, size: int) -> tuple[dict[str, Any], str]:
+    """Return the state in `file` and the checksum that it claims, of which nothing is checked. No tensor is read.
+
+    Raises
+    ------
+    ValueError
+        When this is not the header of a file that `encode` of this version has made.
+    """
+    metadata, _ = read_header(file, size)
+    _check_origin(metadata)
+    return _state_of(metadata["state"]), metadata["sha256"]
 
 
 def _state_of(text: str) -> dict[str, Any]:

@@ -57,11 +57,23 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path, mode):
     assert mode_of(path) == mode and content_of(path) == b"new"
 
 
-def test_a_file_is_private_while_it_is_written(tmp_path, monkeypatch):
+def modes_of_what_is_synced(folder, monkeypatch):
+    """The modes of what a save writes to disk, in order, while it is written."""
     modes, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (modes.append(os.fstat(file).st_mode & 0o777), fsync(file)))
-    replace_file(tmp_path / "file", b"new")
-    assert modes == [0o600]
+    monkeypatch.setattr(os, "fsync", lambda file: (modes.append(os.fstat(file).st_mode), fsync(file)))
+    replace_file(folder / "file", b"new")
+    return modes
+
+
+def test_a_file_is_private_while_it_is_written(tmp_path, monkeypatch):
+    assert modes_of_what_is_synced(tmp_path, monkeypatch)[0] == stat.S_IFREG | 0o600
+
+
+def test_the_folder_is_synced_after_the_file(tmp_path, monkeypatch):
+    assert [stat.S_IFMT(mode) for mode in modes_of_what_is_synced(tmp_path, monkeypatch)] == [
+        stat.S_IFREG,
+        stat.S_IFDIR,
+    ]
 
 
 # ---- names
