@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .pool.host import PoolFullError
     from .pool.numbers import PoolNumbers
     from .pool.pool import StreamPool
-    from .pool.sessions import SessionInfo, SessionInUseError
+    from .sessions.store import SessionInfo, SessionInUseError
     from .verification import Verification, verify_attention_sinks
 
 register_legacy()
@@ -57,8 +57,8 @@ _MODULES = {
     "PoolAnswerStream": "pool.answers",
     "PoolFullError": "pool.host",
     "PoolNumbers": "pool.numbers",
-    "SessionInUseError": "pool.sessions",
-    "SessionInfo": "pool.sessions",
+    "SessionInUseError": "sessions.store",
+    "SessionInfo": "sessions.store",
     "StreamPool": "pool.pool",
     "StreamingChat": "chat.chat",
     "Usage": "chat.answer",

@@ -14,9 +14,9 @@ from ..chat.answer import Answer
 from ..chat.decoding import Choosing, device_of
 from ..chat.messages import Message, Turn, is_turn, turns_of
 from ..chat.turns import Request
+from ..sessions.store import SessionInUseError
 from .answers import PoolAnswerStream
 from .host import Host, Opened, PoolTurn
-from .sessions import SessionInUseError
 from .talk import Talk, Talks
 
 FoundT = TypeVar("FoundT")

@@ -13,13 +13,17 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..chat.chat import Thoughts
+from ..sessions.files import check_name
+from ..sessions.store import SessionInfo, SessionStore
 from .batch import Batch
 from .conversation import Conversation
 from .host import Host
 from .numbers import PoolNumbers
-from .sessions import SessionInfo, SessionStore
 from .talk import SETTINGS, Talk, Talks
 from .unnamed import Unnamed
+
+SESSION_BYTES = 1 << 30
+"""So many bytes of conversations stay in memory between their turns where nothing else is asked for."""
 
 
 class StreamPool:
@@ -127,7 +131,7 @@ class StreamPool:
             to_file=self._talks.to_file,
             from_file=self._talks.from_file,
             size_of=_size_of,
-            max_bytes=max_session_bytes,
+            max_bytes=SESSION_BYTES if sessions is not None and max_session_bytes is None else max_session_bytes,
             expire_after=session_expiry,
             storage_options=storage_options,
         )
@@ -153,29 +157,27 @@ class StreamPool:
             raise TypeError(f"conversation() has no {sorted(unknown)[0]!r}; pass {', '.join(SETTINGS)} or nothing.")
         self._talks.check(options)
         if name is not None:
-            self._store.check_name(name)
+            check_name(name)
         open_it = Unnamed().open if name is None else partial(self._store.open, name)
         return Conversation(self, self._host, self._talks, open_it, name, options, self.generation_config)
 
     # ---- sessions
 
-    def sessions(self) -> list[SessionInfo]:
-        """Return the conversations with a name: name, bytes, when they were last used, whether they are in memory."""
+    def sessions(self) -> Sequence[SessionInfo]:
+        """Return the conversations with a name, those used last first. A damaged file is warned of and left out."""
         return self._store.list()
 
-    def delete(self, name: str) -> None:
-        """Delete a session, in memory and in the folder.
+    def delete(self, name: str) -> bool:
+        """Delete a session, in memory and in the folder, and return whether there was one.
 
         Raises
         ------
-        KeyError
-            When there is none of that name.
         SessionInUseError
             While it is being answered.
         """
-        self._store.delete(name)
+        return self._store.delete(name)
 
-    def expire(self) -> list[str]:
+    def expire(self) -> Sequence[str]:
         """Delete the sessions whose last turn is longer ago than `session_expiry`; return their names."""
         return self._store.expire()
 

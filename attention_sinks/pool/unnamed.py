@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from .sessions import SessionInUseError
+from ..sessions.store import SessionInUseError
 from .talk import Talk
 
 

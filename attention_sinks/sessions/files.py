@@ -12,8 +12,8 @@ import torch
 from transformers.utils import logging
 
 from ..cache.files import naming
-from .session_file import Header, decode_session, encode_session, header_of, header_size
-from .session_folder import SessionFolder, SessionLock
+from .file import Header, decode_session, encode_session, header_of, header_size
+from .folder import SessionFolder, SessionLock
 
 logger = logging.get_logger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic
 
-from .session_folder import SessionLock
-from .session_memory import Kept, SessionInUseError, SessionMemory, ValueT
+from .folder import SessionLock
+from .memory import Kept, SessionInUseError, SessionMemory, ValueT
 
 
 class OpenSession(Generic[ValueT]):

@@ -12,10 +12,10 @@ from typing import Any, Generic
 import torch
 
 from ..cache.files import naming
+from .files import SessionFiles, check_name
+from .folder import SessionLock, folder_at
+from .memory import Kept, SessionInUseError, SessionMemory, ValueT
 from .open_session import OpenSession
-from .session_files import SessionFiles, check_name
-from .session_folder import SessionLock, folder_at
-from .session_memory import Kept, SessionInUseError, SessionMemory, ValueT
 
 __all__ = ["OpenSession", "SessionInUseError", "SessionInfo", "SessionStore"]
 
