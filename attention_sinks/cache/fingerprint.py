@@ -66,7 +66,8 @@ def _sample(weight: torch.Tensor) -> bytes | None:
     local = weight if to_local is None else to_local()
     try:
         flat = local.detach().reshape(-1)
-        numbers = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].to("cpu").contiguous().view(torch.uint8).numpy()
+        step = max(1, flat.numel() // SAMPLES)
+        numbers = flat[: SAMPLES * step : step].to("cpu").contiguous().view(torch.uint8).numpy()
     except (RuntimeError, NotImplementedError):  # some quantised tensors know no such operations
         return None
     return f"{weight.dtype} {tuple(weight.shape)}".encode() + numbers.tobytes()

@@ -68,9 +68,12 @@ def _projected(model: PreTrainedModel) -> dict[int, tuple[int, int, int]]:
     """Return the size of a head of keys, and all numbers of a token's keys and values, for each layer that tells."""
     known = {}
     for module in model.modules():
-        index, size = getattr(module, "layer_idx", None), getattr(module, "head_dim", None)
+        index = module.__dict__.get("layer_idx")  # a plain attribute, of a few modules among many
+        if not isinstance(index, int):
+            continue
+        size = getattr(module, "head_dim", None)
         keys, values = (_width(getattr(module, name, None)) for name in ("k_proj", "v_proj"))
-        if isinstance(index, int) and isinstance(size, int) and keys is not None and values is not None:
+        if isinstance(size, int) and keys is not None and values is not None:
             known[index] = size, keys, values
     return known
 

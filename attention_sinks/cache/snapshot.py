@@ -123,11 +123,11 @@ def _devices(model: PreTrainedModel) -> dict[int, torch.device]:
     """Return the device of each layer's keys, by layer index. Offloaded weights are on the device of their hook."""
     devices = {}
     for module in model.modules():
-        index = getattr(module, "layer_idx", None)
-        weight = next(module.parameters(), None)
-        if isinstance(index, int) and weight is not None:
-            hook = getattr(module, "_hf_hook", None)
-            device = getattr(hook, "execution_device", None) if weight.is_meta else weight.device
-            if device is not None:
-                devices[index] = torch.device(device)
+        index = module.__dict__.get("layer_idx")  # a plain attribute, of a few modules among many
+        if not isinstance(index, int) or (weight := next(module.parameters(), None)) is None:
+            continue
+        hook = getattr(module, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None) if weight.is_meta else weight.device
+        if device is not None:
+            devices[index] = torch.device(device)
     return devices
