@@ -265,7 +265,9 @@ class ChatStream:
 
     def stepped(self) -> None:
         """Note that the batch has been fed what was said last."""
-        (row,), (log,), (seen,) = self.rows or (), self.logs, self.seen
+        rows, (log,), (seen,) = self.rows, self.logs, self.seen
+        assert rows is not None  # as in `lend`
+        (row,) = rows
         log.write(seen, row.unfed)
         self._rows_at = {seen: (row,), seen + 1: (row.fed(),)}
         self._lent = seen + 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils import logging
 
 from ..cache.cache import AttentionSinkKVCache
 from ..chat.chat import StreamingChat
@@ -18,6 +19,8 @@ from ..chat.saved_chat import restored, saved_state
 from ..chat.stream import ChatStream
 from ..chat.turns import TurnTaker
 from ..settings import SinkSettings
+
+logger = logging.get_logger(__name__)
 
 SETTINGS = ("system", "tools", "chat_template", "chat_template_kwargs", "thoughts", "keep_transcript")
 """What conversations of one pool may have of their own, by the names of arguments of `StreamingChat`."""
@@ -85,8 +88,13 @@ class Talks:
         self.sizes: SinkSettings = AttentionSinkKVCache(model, size, own.window_size).settings
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Raise what is wrong with these settings of a conversation."""
-        self._settings(options)
+        """Raise what is wrong with these settings of a conversation, and warn of a prompt that it will forget."""
+        _, prefix = self._settings(options)
+        if len(prefix) > self.sizes.sink_size:
+            logger.warning_once(
+                f"a conversation begins with {len(prefix)} tokens, its system prompt among them, but the pool keeps "
+                f"{self.sizes.sink_size} for ever; make the pool with attention_sink_size={len(prefix)}."
+            )
 
     def new(self, options: Mapping[str, Any]) -> Talk:
         """Return a conversation that has not begun, with `options` in the place of defaults."""
@@ -108,10 +116,12 @@ class Talks:
             When it is not one of this model, tokenizer, S and W.
         """
         found = restored(self.model, tensors, state, GenerationConfig())  # that of each turn counts
-        if found.cache.settings != self.sizes:
+        theirs, own = found.cache.settings, self.sizes
+        if theirs != own:
             raise ValueError(
-                f"holds a stream of S={found.cache.settings.sink_size}, W={found.cache.settings.window_size}, but this "
-                f"pool has S={self.sizes.sink_size}, W={self.sizes.window_size}; use a pool of the same sizes."
+                f"holds a stream of S={theirs.sink_size}, W={theirs.window_size}, but this pool has S={own.sink_size}, "
+                f"W={own.window_size}; make the pool with attention_sink_size={theirs.sink_size}, and the model with "
+                "that window."
             )
         if len(found.rows or ()) > 1:
             raise ValueError(f"holds {len(found.rows or ())} conversations at once; load it with StreamingChat.load.")
