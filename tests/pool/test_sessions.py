@@ -183,7 +183,9 @@ def test_any_name(tmp_path):
     assert {len(name.partition(".")[0]) for name in os.listdir(tmp_path)} == {64} and os.listdir(tmp_path.parent)
 
 
-@pytest.mark.parametrize("name, kind", [("", ValueError), ("x" * 513, ValueError), ("\ud800", ValueError), (3, TypeError)])
+@pytest.mark.parametrize(
+    "name, kind", [("", ValueError), ("x" * 513, ValueError), ("\ud800", ValueError), (3, TypeError)]
+)
 def test_a_name_that_is_none(tmp_path, name, kind):
     store = talks(tmp_path)
     for act in (store.open, store.delete):
@@ -201,7 +203,11 @@ def test_the_list(folder, clock):
         clock.now += 10
         save(store if name == "b" else other, name, talk(number))
     infos = store.list()
-    assert [info.name for info in infos] == ["c", "b", "a"] and [info.in_memory for info in infos] == [False, True, False]
+    assert [info.name for info in infos] == ["c", "b", "a"] and [info.in_memory for info in infos] == [
+        False,
+        True,
+        False,
+    ]
     assert infos[0].used == datetime.fromtimestamp(clock.now, timezone.utc) == infos[2].used + timedelta(seconds=20)
     assert all(100 < info.nbytes < 1000 for info in infos)
     with store.open("a"):
@@ -410,10 +416,25 @@ def test_bounds_that_cannot_be_kept(tmp_path, arguments, words):
 # ---- exceptions at any line
 
 
-@pytest.mark.parametrize("act", ["turn", "delete"])
-def test_ctrl_c_at_any_line_leaves_the_session_as_before_or_after_and_free(folder, act, monkeypatch):
+def interruptions(prepare, act):
+    """Do `act` with Ctrl-C at the first of its lines, then at the second, and so on; before each, `prepare`."""
+    for line in count(1):
+        prepare()
+        if not interrupted(act, line):
+            return
+        yield
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["local", "far away"])
+@pytest.mark.parametrize("act", ["turn", "turn from memory", "delete"])
+def test_ctrl_c_at_any_line_leaves_the_session_as_before_or_after_and_free(tmp_path, far, act, monkeypatch):
     """A lease that is dropped ends by itself; here, soon."""
     monkeypatch.setattr(remote_folder, "Lease", partial(lease.Lease, seconds=0.2))
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # it takes most of the time
+    store, other = (talks(f"memory://{tmp_path}" if far else tmp_path) for _ in range(2))
+
+    def prepare():
+        patiently(lambda: save(store if act == "turn from memory" else other, "a", talk(1)))
 
     def turn():
         with store.open("a") as session:
@@ -421,34 +442,28 @@ def test_ctrl_c_at_any_line_leaves_the_session_as_before_or_after_and_free(folde
             session.save(talk(2))
 
     outcomes = []
-    for line in count(1):
-        store = talks(folder)
-        save(talks(folder), "a", talk(1))
-        if not interrupted(turn if act == "turn" else lambda: store.delete("a"), line):
-            break
-        after = patiently(lambda: load(talks(folder), "a"))
-        assert after in (talk(1), talk(2) if act == "turn" else None)
+    for _ in interruptions(prepare, (lambda: store.delete("a")) if act == "delete" else turn):
+        after = patiently(lambda: load(other, "a"))
+        assert after in (talk(1), None if act == "delete" else talk(2))
         assert patiently(lambda: load(store, "a")) == after
-        patiently(lambda: save(store, "a", talk(3)))
         outcomes.append(after)
-    assert talk(1) in outcomes and outcomes[-1] != talk(1) and len(outcomes) > 30
+    assert outcomes[0] == talk(1) != outcomes[-1] and len(outcomes) > 30
 
 
 @pytest.mark.parametrize("act", ["turn", "delete"])
 def test_ctrl_c_at_any_line_without_a_folder(act):
     """What is not closed in order is gone: there is no file to go back to."""
+    store = talks(None)
 
     def turn():
         with store.open("a") as session:
             session.save(talk(2))
 
-    for line in count(1):
-        store = talks(None)
-        save(store, "a", talk(1))
-        if not interrupted(turn if act == "turn" else lambda: store.delete("a"), line):
-            break
-        assert load(store, "a") in (None, talk(1), talk(2))
-    assert line > 20
+    outcomes = []
+    for _ in interruptions(lambda: save(store, "a", talk(1)), (lambda: store.delete("a")) if act == "delete" else turn):
+        outcomes.append(load(store, "a"))
+        assert outcomes[-1] in (None, talk(1), talk(2))
+    assert outcomes[0] == talk(1) != outcomes[-1]
 
 
 def patiently(act):
