@@ -51,9 +51,7 @@ def encode_session(name: str, saved: float, tensors: dict[str, torch.Tensor], st
     try:
         parse(text)
     except ValueError as error:
-        raise ValueError(
-            f"state would hold what cannot be loaded again ({error!s:.200}); save other values."
-        ) from error
+        raise ValueError(f"state would hold what cannot be loaded again ({error!s:.200}); use other values.") from error
     named = {f"{VALUE}{key}": tensor for key, tensor in tensors.items()}
     named[STATE] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     return encode(named, {"kind": "Session", "name": name, "saved": saved})

@@ -17,7 +17,7 @@ class SessionInUseError(RuntimeError):
     @classmethod
     def of(cls, name: str) -> SessionInUseError:
         """Return the error about the session of this name."""
-        return cls(f"the session {name!r:.80} is open already; wait until it is closed, and open() it again.")
+        return cls(f"the session {name!r:.80} is open already; wait until it is closed, then call open() again.")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SessionMemory(Generic[ValueT]):
         """
         with self._mutex:
             if self._is_closed:
-                raise RuntimeError("this store of sessions is closed; make a new one.")
+                raise RuntimeError("this store of sessions is closed; make another.")
             if session.name in self._open:
                 raise SessionInUseError.of(session.name)
             self._open[session.name] = session

@@ -67,7 +67,7 @@ class OpenSession(Generic[ValueT]):
             When the session is closed.
         """
         if not self._memory.is_open(self):
-            raise RuntimeError(f"the session {self.name!r:.80} is closed; open() it again to save.")
+            raise RuntimeError(f"the session {self.name!r:.80} is closed; call open() to save it again.")
         self._memory.lend(self, self._write(self.name, value, self._lock))
 
     def close(self, keep: bool = True) -> None:

@@ -179,7 +179,7 @@ class SessionStore(Generic[ValueT]):
         if not lock.is_locked:
             raise SessionInUseError(
                 f"the session {name!r:.80} was out of reach for longer than its lock lasts, and may be open elsewhere; "
-                "close it with keep=False and open() it again."
+                "close it with keep=False and call open() again."
             )
         header = self._files.write(name, tensors, state)
         return Kept(value, header.version, header.saved, nbytes)
