@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from attention_sinks.pool.sessions import SessionStore
+from attention_sinks.sessions.store import SessionStore
 
 
 @dataclass

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from attention_sinks.pool.sessions import SessionInUseError
+from attention_sinks.sessions.store import SessionInUseError
 from support.helpers import THREADS, in_parallel
 from support.sessions import load, save, talk, talks
 

@@ -5,9 +5,9 @@ import time
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from attention_sinks.pool import remote_folder
-from attention_sinks.pool.lease import Lease
-from attention_sinks.pool.sessions import SessionInUseError
+from attention_sinks.sessions import remote_folder
+from attention_sinks.sessions.lease import Lease
+from attention_sinks.sessions.store import SessionInUseError
 from support.helpers import in_parallel, refused
 from support.sessions import load, save, talk, talks
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from attention_sinks.pool import lease, remote_folder, session_files, sessions
-from attention_sinks.pool.local_folder import LocalFolder
-from attention_sinks.pool.session_file import header_size
-from attention_sinks.pool.sessions import SessionInUseError
+from attention_sinks.sessions import files as session_files
+from attention_sinks.sessions import lease, remote_folder
+from attention_sinks.sessions import store as sessions
+from attention_sinks.sessions.file import header_size
+from attention_sinks.sessions.local_folder import LocalFolder
+from attention_sinks.sessions.store import SessionInUseError
 from support.faults import interrupted
 from support.helpers import refused
 from support.sessions import load, names, save, talk, talks

@@ -9,8 +9,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
-from attention_sinks.pool import session_files, sessions
-from attention_sinks.pool.sessions import SessionInUseError
+from attention_sinks.sessions import files as session_files
+from attention_sinks.sessions import store as sessions
+from attention_sinks.sessions.store import SessionInUseError
 from support.sessions import names, talk, talks
 
 NAMES = st.sampled_from(["a", "b", "c", "é/.."])
