@@ -72,7 +72,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("--measures", choices=MEASURES, nargs="+", default=list(MEASURES), help="(default: all)")
     add("--conversations", type=positive_int, nargs="+", default=[1, 8, 32], help="(default: %(default)s)")
     add("--compiled", action="store_true", help="pools with compile=True as well, as many rows as conversations")
-    add("--readers_rows", type=positive_int, default=8, help="conversations beside the reader, and it (default: 8)")
+    add("--conversations_beside", type=positive_int, default=7, help="those that answer beside the reader (default: 7)")
     add("--reading", type=positive_int, default=8192, help="tokens of the long message (default: %(default)s)")
     add("--chunk_sizes", type=positive_int, nargs="+", default=[16, 32, 64], help="(default: %(default)s)")
     add_cache_arguments(parser, 512)
@@ -170,7 +170,7 @@ def step_row(name: str, count: int, times: dict[tuple[str, int], list[float]], f
 
 def measure_reading(model: torch.nn.Module, args: argparse.Namespace) -> list[dict]:
     """Tokens of those who answer while another conversation reads, for every size of a chunk."""
-    rows, context = args.readers_rows, 2 * args.window_size
+    rows, context = args.conversations_beside + 1, 2 * args.window_size
     with ExitStack() as pools:
         readers = {}
         for size in args.chunk_sizes:
@@ -226,8 +226,6 @@ def print_rows(rows: list[dict]) -> None:
 @torch.no_grad()
 def main() -> None:
     parser, args = parse_args()
-    if args.readers_rows < 2 and "reading" in args.measures:
-        parser.error("--readers_rows 1 leaves nobody who answers beside the reader; pass 2 or more.")
     try:
         check_sizes(args)
     except ValueError as error:
