@@ -10,6 +10,7 @@ import typer
 
 from .check import Dtype
 from .failing import one_line_for_bad_input
+from .imports import imports_that_stay
 
 if TYPE_CHECKING:
     from .opening import Opener, Wishes
@@ -49,11 +50,12 @@ def chat(
     """Chat without end with MODEL, a name on the hub, folder or .gguf file."""
     with one_line_for_bad_input("chat"):
         options = _template_kwargs(template_kwargs, no_thinking)
-        import torch
+        with imports_that_stay():
+            import torch
 
-        from .opening import Wishes
-        from .quiet import quiet_libraries
-        from .sessions import session_file
+            from .opening import Wishes
+            from .quiet import quiet_libraries
+            from .sessions import session_file
 
         if session is None and session_folder is not None:
             raise ValueError("--session-folder needs the name of a chat, --session NAME.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .failing import DISAGREES, one_line_for_bad_input
+from .imports import imports_that_stay
 
 if TYPE_CHECKING:
     from ..report.report import ModelReport
@@ -47,10 +48,11 @@ def check(
     The config and the tokenizer tell. No weights are read, but with --run.
     """
     with one_line_for_bad_input("check"):
-        from ..report.report import report_on
-        from ..report.source import find_source
-        from . import tables
-        from .quiet import quiet_libraries
+        with imports_that_stay():
+            from ..report.report import report_on
+            from ..report.source import find_source
+            from . import tables
+            from .quiet import quiet_libraries
 
         with quiet_libraries():
             report = report_on(find_source(model), sinks)

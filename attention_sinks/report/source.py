@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from ..gguf_files import find_gguf, read_gguf_config
 from ..models.registry import check_type
 from ..versions import tokenizers_read_gguf_themselves
-from .gguf_header import long_arrays_skipped
+from .gguf_header import long_arrays_skipped, strings_sliced_fast
 
 CONFIG = "config.json"
 
@@ -126,7 +126,10 @@ def read_tokenizer(source: Source) -> Any:
     """Return the tokenizer of a model; whatever goes wrong is an OSError with the reason."""
     is_fast = source.gguf_file is not None and tokenizers_read_gguf_themselves()
     try:
-        with long_arrays_skipped() if is_fast else nullcontext():
+        with ExitStack() as readers:
+            if is_fast:
+                readers.enter_context(long_arrays_skipped())
+                readers.enter_context(strings_sliced_fast())
             return AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False)
     except Exception as error:  # files of strangers: missing, damaged, for code or packages that are not there
         raise OSError(f"no tokenizer can be read ({' '.join(str(error).split()):.300})") from error

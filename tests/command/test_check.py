@@ -275,3 +275,14 @@ def test_help_waits_for_no_model_code():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_garbage_collector_leaves_out_what_was_imported_and_works_on(folder):
+    code = (
+        f"import gc, sys; from attention_sinks.command.app import app; sys.argv[1:] = ['check', {str(folder)!r}]\n"
+        "try: app()\n"
+        "except SystemExit: print(gc.isenabled(), gc.get_freeze_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    enabled, frozen = done.stdout.splitlines()[-1].split()
+    assert enabled == "True" and int(frozen) > 100_000

@@ -1,11 +1,17 @@
 """Where a model lies, and what is read there."""
 
+from importlib import import_module
+
 import gguf
 import pytest
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
-from attention_sinks.report.source import Source, find_source, read_config
-from support.helpers import tiny_config
+from attention_sinks.report.gguf_header import strings_sliced_fast
+from attention_sinks.report.source import Source, find_source, read_config, read_tokenizer
+from attention_sinks.versions import tokenizers_read_gguf_themselves
+from support.gguf_files import write_gguf
+from support.helpers import tiny_config, tiny_llama
+from support.toy_tokenizers import byte_tokenizer
 
 
 @pytest.mark.parametrize("name", ["gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct", "owner/name.v2"])
@@ -51,3 +57,24 @@ def test_a_gguf_config_read_without_its_vocabulary_is_the_same(tmp_path):
     assert isinstance(read, LlamaConfig) and read.vocab_size == 1234
     plain.name_or_path = read.name_or_path
     assert read.to_dict() == plain.to_dict()
+
+
+@pytest.mark.skipif(not tokenizers_read_gguf_themselves(), reason="the package gguf reads the vocabulary")
+def test_a_gguf_tokenizer_whose_strings_are_sliced_fast_is_the_same(tmp_path):
+    write_gguf(tiny_llama(), tmp_path / "tiny.gguf", byte_tokenizer())
+    read = read_tokenizer(find_source(str(tmp_path / "tiny.gguf")))
+    plain = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    assert type(read) is type(plain) and read.get_vocab() == plain.get_vocab()
+    assert read.backend_tokenizer.to_str() == plain.backend_tokenizer.to_str()
+    assert read.special_tokens_map == plain.special_tokens_map and read.chat_template == plain.chat_template
+
+
+@pytest.mark.skipif(not tokenizers_read_gguf_themselves(), reason="the package gguf reads the vocabulary")
+def test_strings_are_sliced_fast_for_the_length_of_a_block(tmp_path):
+    reader = import_module("transformers.integrations.gguf.reader")
+    (tmp_path / "file").write_bytes(b"GGUF")
+    plain = reader._mapped
+    with pytest.raises(KeyboardInterrupt), strings_sliced_fast():
+        assert type(reader._mapped(tmp_path / "file")) is memoryview
+        raise KeyboardInterrupt
+    assert reader._mapped is plain
