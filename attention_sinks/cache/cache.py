@@ -19,6 +19,7 @@ from ..plan.table import LayerTable
 from ..positions.rotary import Source
 from ..settings import SinkSettings
 from .files import naming
+from .fingerprint import fingerprint
 from .layer import Layer, refuse_plain_model
 from .layer_stack import LayerStack
 from .layers import cache_layers
@@ -387,18 +388,30 @@ class AttentionSinkKVCache(Cache):
         with naming(path):
             return cls.from_snapshot(model, tensors, state)
 
-    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the cache as tensors by name and plain data, from which `from_snapshot` makes it again."""
+    def snapshot(self, known: dict[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the cache as tensors by name and plain data, from which `from_snapshot` makes it again.
+
+        `known` is the fingerprint of the model, where that is at hand. To take it reads some of every weight.
+        """
         self.streams.settle()
         self.layer_stack.check_has_no_states("save")
-        return take_snapshot(self.settings, self.layer_stack, self._owner())
+        known = fingerprint(self._owner()) if known is None else known
+        return take_snapshot(self.settings, self.layer_stack, known)
 
     @classmethod
     def from_snapshot(
-        cls, model: nn.Module, tensors: dict[str, torch.Tensor], state: dict[str, Any]
+        cls,
+        model: nn.Module,
+        tensors: dict[str, torch.Tensor],
+        state: dict[str, Any],
+        known: dict[str, Any] | None = None,
     ) -> AttentionSinkKVCache:
-        """Return the cache of which `snapshot` was taken, for `model`; ValueError when it does not fit."""
-        saved = fitting_state(tensors, state, model)
+        """Return the cache of which `snapshot` was taken, for `model`; ValueError when it does not fit.
+
+        `known` is the fingerprint of the model, as in `snapshot`.
+        """
+        known = fingerprint(setup_of(model).model) if known is None else known
+        saved = fitting_state(tensors, state, model, known)
         cache = cls(model, *saved.settings[:2])
         restore_snapshot(cache.layer_stack, cache._owner(), tensors, saved)
         return cache

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.setup import setup_of
 from ..settings import SinkSettings
-from .fingerprint import difference, fingerprint
+from .fingerprint import difference
 from .fitting import check_tensors
 from .layer import Layer
 from .layer_stack import LayerStack
@@ -20,7 +20,7 @@ from .standing import standing_of
 
 
 def take_snapshot(
-    settings: SinkSettings, stack: LayerStack, model: PreTrainedModel
+    settings: SinkSettings, stack: LayerStack, model: dict[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors of a cache by name, and everything else about it as plain data.
 
@@ -30,8 +30,8 @@ def take_snapshot(
         S, W and the prefill mode of the cache.
     stack : LayerStack
         Its layers.
-    model : PreTrainedModel
-        The base model that it serves.
+    model : dict
+        The fingerprint of the model that it serves.
     """
     tensors = {
         f"layers.{index}.{number}": tensor
@@ -42,7 +42,7 @@ def take_snapshot(
         "kind": "AttentionSinkKVCache",
         "settings": list(astuple(settings)),
         "layers": [_reach_of(layer) for layer in stack.layers],
-        "model": fingerprint(model),
+        "model": model,
         "columns": stack.streams.columns,
         "rows": None,
     }
@@ -58,8 +58,12 @@ def take_snapshot(
     return tensors, state
 
 
-def fitting_state(tensors: dict[str, torch.Tensor], state: dict[str, Any], model: nn.Module) -> CacheState:
+def fitting_state(
+    tensors: dict[str, torch.Tensor], state: dict[str, Any], model: nn.Module, known: dict[str, Any]
+) -> CacheState:
     """Return what `state` says of a cache when it is one of `model` and its S and W are those of `tensors`.
+
+    `known` is the fingerprint of `model`.
 
     Raises
     ------
@@ -68,7 +72,7 @@ def fitting_state(tensors: dict[str, torch.Tensor], state: dict[str, Any], model
         `take_snapshot` takes.
     """
     saved, own = checked(CacheState, state), setup_of(model)
-    if (why := difference(dict(saved.model), fingerprint(own.model))) is not None:
+    if (why := difference(dict(saved.model), known)) is not None:
         raise ValueError(f"holds the cache of another model: {why}; use the model it was saved with.")
     sink_size, window_size, prefill = saved.settings
     slots = {tensor.shape[2] for tensor in tensors.values() if tensor.dim() == 4}

@@ -178,8 +178,11 @@ def restored(
     tensors: dict[str, torch.Tensor],
     state: dict[str, Any],
     generation_config: GenerationConfig | None,
+    known: dict[str, Any] | None = None,
 ) -> Restored:
     """Return what a file holds of a chat, checked, with a cache for `model`.
+
+    `known` is the fingerprint of the model, where that is at hand.
 
     Raises
     ------
@@ -188,7 +191,7 @@ def restored(
     """
     vocabulary = setup_of(model).model.config.vocab_size
     saved = fitting_chat(state, generation_config)
-    cache = AttentionSinkKVCache.from_snapshot(model, tensors, saved.cache)
+    cache = AttentionSinkKVCache.from_snapshot(model, tensors, saved.cache, known)
     return Restored(saved, cache, *saved.conversations(cache, vocabulary))
 
 

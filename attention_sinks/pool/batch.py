@@ -56,7 +56,7 @@ class Batch:
         self.cache: AttentionSinkKVCache | None = None
         self.seats: list[Seat] = []
         self._is_compiled = compiles
-        self._run: Any = torch.compile(model.forward, fullgraph=True) if compiles else model
+        self._run: Any = torch.compile(model.forward, fullgraph=True, dynamic=False) if compiles else model
         self._idle_steps = 0
 
     @property

@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 import torch
 
+from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..chat.decoding import device_of
 from ..versions import CACHE
@@ -71,15 +72,15 @@ class Beginnings:
 
 async def _fed(talk: Talk, stepper: Stepper) -> AttentionSinkKVCache:
     """Return a cache that has been fed the prefix of `talk`."""
-    model, settings = talk.chat.model, talk.stream.cache.settings
-    cache = AttentionSinkKVCache(model, settings.sink_size, settings.window_size)
-    ids = torch.tensor([talk.prefix], dtype=torch.long, device=device_of(model))
+    settings, base = talk.stream.cache.settings, setup_of(talk.chat.model).model  # nobody needs logits of a prefix
+    cache = AttentionSinkKVCache(base, settings.sink_size, settings.window_size)
+    ids = torch.tensor([talk.prefix], dtype=torch.long, device=device_of(talk.chat.model))
     read = 0
 
     @torch.no_grad()
     def piece() -> int:
         end = min(read + stepper.piece_size(), ids.shape[1])
-        model(input_ids=ids[:, read:end], use_cache=True, **{CACHE: cache})
+        base(input_ids=ids[:, read:end], use_cache=True, **{CACHE: cache})
         return end - read
 
     while read < ids.shape[1]:

@@ -36,7 +36,7 @@ class StreamPool:
     Parameters
     ----------
     model : PreTrainedModel or PeftModel
-        A model with attention sinks injected. Nobody else should call it while the pool is open.
+        A model with attention sinks injected. Nobody else should call or change it while the pool is open.
     tokenizer : PreTrainedTokenizerBase
         Its tokenizer.
     rows : int, default 8

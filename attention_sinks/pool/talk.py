@@ -13,7 +13,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
+from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
+from ..cache.fingerprint import fingerprint
 from ..chat.chat import StreamingChat
 from ..chat.saved_chat import restored, saved_state
 from ..chat.stream import ChatStream
@@ -81,6 +83,7 @@ class Talks:
     ) -> None:
         self.model, self.tokenizer, self.defaults = model, tokenizer, dict(defaults)
         self._lock = threading.Lock()
+        self._fingerprint = fingerprint(setup_of(model).model)  # its weights do not change while a pool has it
         self._chats: OrderedDict[str, tuple[StreamingChat, tuple[int, ...]]] = OrderedDict()
         chat, prefix = self._settings({})
         own = chat.cache.settings
@@ -104,7 +107,7 @@ class Talks:
     def to_file(self, talk: Talk) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return a conversation as tensors by name and plain data."""
         stream = talk.left or talk.stream
-        tensors, cache = stream.cache.snapshot()
+        tensors, cache = stream.cache.snapshot(self._fingerprint)
         return tensors, saved_state(talk.chat, cache, stream)
 
     def from_file(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Talk:
@@ -115,7 +118,7 @@ class Talks:
         ValueError
             When it is not one of this model, tokenizer, S and W.
         """
-        found = restored(self.model, tensors, state, GenerationConfig())  # that of each turn counts
+        found = restored(self.model, tensors, state, GenerationConfig(), self._fingerprint)  # that of each turn counts
         theirs, own = found.cache.settings, self.sizes
         if theirs != own:
             raise ValueError(
