@@ -49,7 +49,7 @@ def count_up(store, name, rounds):
                 time.sleep(0.001)
 
 
-@pytest.mark.parametrize("kind, rounds", [("", 25), ("dir::file://", 8)], ids=["kernel locks", "leases"])
+@pytest.mark.parametrize("kind, rounds", [("", 12), ("dir::file://", 5)], ids=["kernel locks", "leases"])
 def test_processes_on_one_folder_lose_no_turn(tmp_path, kind, rounds):
     """They begin with values in memory, which others make old."""
     store = talks(f"{kind}{tmp_path}")
