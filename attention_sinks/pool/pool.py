@@ -145,8 +145,9 @@ class StreamPool:
         ----------
         name : str, optional
             The name of its session. Default: none; it then ends with the object that is returned.
-        system, chat_template, chat_template_kwargs, tools, thoughts, keep_transcript : optional
-            As for `StreamingChat`, in the place of the pool's. A session keeps those that it was begun with.
+        **options
+            `system`, `tools`, `chat_template`, `chat_template_kwargs`, `thoughts` and `keep_transcript`, as for
+            `StreamingChat`, in the place of the pool's. A session keeps those that it was begun with.
 
         Raises
         ------
