@@ -16,9 +16,14 @@ DISAGREES = 1
 
 @contextmanager
 def one_line_for_bad_input(command: str) -> Iterator[None]:
-    """Turn an error about the input into one line on stderr and exit code 2. Other errors are bugs and stay."""
+    """Turn an error about the input into one line on stderr and exit code 2. Other errors are bugs and stay.
+
+    So does a closed stdout, as of `| head`: the parser of the command line ends the program, without a word.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (ImportError, MemoryError, NotImplementedError, OSError, ValueError) as error:
         typer.echo(f"attention-sinks {command}: error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(BAD_INPUT) from None

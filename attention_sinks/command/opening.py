@@ -8,7 +8,9 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from ..architecture.setup import setup_of
 from ..chat.chat import StreamingChat, Thoughts
+from ..inject import inject_attention_sinks
 
 
 @dataclass
@@ -57,12 +59,23 @@ class Opener:
 
     def begin(self, system: str | None) -> StreamingChat:
         """Return a new chat."""
+        return self._new(system, self.wishes.template_kwargs, self.wishes.thoughts or "keep")
+
+    def begin_like(self, chat: StreamingChat, system: str | None) -> StreamingChat:
+        """Return a new chat with the settings of `chat`, but for its system prompt and the sinks that it has taken."""
+        settings, model = chat.cache.settings, setup_of(self.model).settings
+        asked = settings.sink_size > len(chat.template.prefix())
+        sinks = settings.sink_size if asked else model.sink_size
+        inject_attention_sinks(self.model, sinks, settings.window_size, model.prefill)
+        return self._new(system, chat.template.options, chat.thoughts)
+
+    def _new(self, system: str | None, template_kwargs: dict[str, Any] | None, thoughts: Thoughts) -> StreamingChat:
         return StreamingChat(
             self.model,
             self.tokenizer,
             system=system,
-            chat_template_kwargs=self.wishes.template_kwargs,
-            thoughts=self.wishes.thoughts or "keep",
+            chat_template_kwargs=template_kwargs,
+            thoughts=thoughts,
             **self._always,
         )
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from pathlib import Path
+
+from platformdirs import user_data_path
 
 
 def session_folder() -> Path:
     """Return the folder for chats in the user's data directory."""
-    if sys.platform == "win32":
-        data = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        data = Path.home() / "Library" / "Application Support"
-    else:
-        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "attention_sinks" / "chats"
+    return user_data_path("attention_sinks", appauthor=False) / "chats"
 
 
 def session_file(name: str, folder: Path | None) -> Path:

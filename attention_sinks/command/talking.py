@@ -69,6 +69,8 @@ class Talk:
                 self._take(line)
             except KeyboardInterrupt:  # within a command
                 self.note("stopped")
+            except BrokenPipeError:  # nobody reads answers any more
+                raise
             except (ImportError, NotImplementedError, OSError, ValueError) as error:
                 self.note(" ".join(str(error).split()), style="red")
 
@@ -91,9 +93,11 @@ class Talk:
         answer = self.chat.send(message, on_progress=bar)
         try:
             self._show(answer, bar)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError) as error:
             self.chat.stop()
             self._keep()
+            if isinstance(error, BrokenPipeError):
+                raise
         finally:
             if answer.answer.begun:
                 self.note(self._status(answer, time.perf_counter() - (bar.read_at or start)))
@@ -143,7 +147,7 @@ class Talk:
         self.note("a new conversation begins")
 
     def _system(self, text: str) -> None:
-        self.chat = self.opener.begin(text or None)
+        self.chat = self.opener.begin_like(self.chat, text or None)
         self._keep()
         self.note("a new conversation begins" + (", with this system prompt" if text else ""))
 

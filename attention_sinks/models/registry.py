@@ -57,6 +57,10 @@ def _rope_or_none(config: PreTrainedConfig) -> Scheme:
     return Rope() if config.position_embedding_type == "rope" else NoPositions()
 
 
+def _zamba2_positions(config: PreTrainedConfig) -> Scheme:
+    return Rope() if config.use_mem_rope else NoPositions()
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "Yi": Architecture("LlamaAttention"),
     "afmoe": Architecture("AfmoeAttention", Rope(rotates=sliding_layers)),
@@ -173,7 +177,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "starcoder2": Architecture("Starcoder2Attention"),
     "vaultgemma": Architecture("VaultGemmaAttention"),
     "zamba": Architecture("ZambaAttention", NoPositions(), states_continue=False),
-    "zamba2": Architecture("Zamba2Attention"),
+    "zamba2": Architecture("Zamba2Attention", _zamba2_positions, notes="`use_mem_rope=True`: rotary (halves)"),
     "zaya": zaya.ARCHITECTURE,
     # Latent attention keeps the rotated part of its keys among the values.
     "axk1": Architecture("AXK1Attention", Rope(TRAILING_HALVES), rotated="values"),

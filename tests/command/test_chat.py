@@ -1,5 +1,6 @@
 """`attention-sinks chat`: a conversation by pipe, its commands, its sessions, and what is refused."""
 
+import errno
 import io
 import os
 import signal
@@ -220,6 +221,36 @@ def test_two_presses_at_the_prompt_leave(folder, capsys):
     assert capsys.readouterr().err.count("Ctrl-C again") == 2
 
 
+class _ClosedAfter(io.StringIO):
+    """A pipe whose reader leaves once it has read something."""
+
+    def write(self, text):
+        if self.tell():
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+def test_a_reader_that_leaves_ends_the_chat_and_the_answer_is_kept(folder, tmp_path, monkeypatch):
+    talk = talk_of(folder)
+    talk.chat.autosave = str(tmp_path / "chat")
+    monkeypatch.setattr(sys, "stdout", _ClosedAfter())
+    lines = iter(["w1 w2", None])
+    with (
+        mock.patch.object(talking, "read_message", lambda *prompts: next(lines)),
+        pytest.raises(BrokenPipeError),
+    ):
+        talk.go_on()
+    assert sys.stdout.getvalue() == "(thinks: " and (tmp_path / "chat").exists()
+
+
+def test_the_program_ends_quietly_when_its_reader_leaves(folder):
+    command = [sys.executable, "-m", "attention_sinks", "chat", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()
+        _, err = done.communicate(b"w3\nw3\n")
+    assert done.returncode == 1 and b"roken pipe" not in err and err.count(b"tokens seen") == 1
+
+
 # ---- sessions
 
 
@@ -246,6 +277,18 @@ def test_a_session_keeps_what_it_was_begun_with(folder, sessions, option):
     assert run(folder, *sessions(), *same).code == 0
 
 
+def test_a_new_system_prompt_keeps_the_other_settings_of_the_session(folder, sessions):
+    begun = ("--window", 30, "--sinks", 20, "--thoughts", "forget", "--template-kwargs", '{"a": 1}')
+    run(folder, *sessions(), *begun, typed="w3\n")
+    assert "with this system prompt" in run(folder, *sessions(), typed="/system w9\nw3\n").err
+    assert run(folder, *sessions(), *begun, "--system", "w9").code == 0
+
+
+def test_a_long_system_prompt_leaves_a_short_one_after_it_no_more_sinks_than_the_model_has(folder, sessions):
+    run(folder, *sessions(), "--system", "w9 " * 30, typed="w3\n/system w9\n/system\n")
+    assert " 4 sinks and " in run(folder, *sessions()).err
+
+
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a/b", "CON", "x" * 500, "é", ".", "\ud800"])
 def test_a_name_is_no_path(tmp_path, name):
     file = session_file(name, tmp_path)
@@ -253,13 +296,10 @@ def test_a_name_is_no_path(tmp_path, name):
     assert file != session_file(name + " ", tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such variable")
 def test_sessions_lie_in_the_data_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "platform", "linux")
     assert session_folder() == tmp_path / "attention_sinks" / "chats"
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert session_folder() == tmp_path / "local" / "attention_sinks" / "chats"
 
 
 # ---- bad input

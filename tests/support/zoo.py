@@ -279,6 +279,14 @@ ZAMBA = {
     "pads_later": False,
     "one_layer": ALWAYS_SEVERAL,
 }
+ZAMBA2 = {
+    **ZAMBA,
+    "hybrid_layer_ids": [1, 2],
+    "n_mamba_heads": 4,
+    "mamba_headdim": 32,
+    "chunk_size": 16,
+    "num_mem_blocks": 1,
+}
 ZAYA = {
     "num_hidden_layers": 3,
     "layer_types": ["hybrid_sliding", "hybrid", "hybrid"],
@@ -587,18 +595,8 @@ ENTRIES = [
         pads_later=False,
         one_layer={"num_hidden_layers": 1, "block_types": ["attention"]},
     ),
-    row(
-        "zamba2",
-        "hybrid",
-        scale=0.1,
-        use_mem_rope=True,
-        hybrid_layer_ids=[1, 2],
-        n_mamba_heads=4,
-        mamba_headdim=32,
-        chunk_size=16,
-        num_mem_blocks=1,
-        **ZAMBA,
-    ),
+    row("zamba2", "hybrid", scale=0.1, use_mem_rope=True, **ZAMBA2),
+    row("zamba2", "no positions", "hybrid", scale=0.1, **ZAMBA2),
     row("zaya", "hybrid", "hybrid_sliding", "convolved keys", "two thetas", "partial", "experts", **ZAYA),
     row(
         "zaya",
