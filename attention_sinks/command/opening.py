@@ -63,10 +63,10 @@ class Opener:
 
     def begin_like(self, chat: StreamingChat, system: str | None) -> StreamingChat:
         """Return a new chat with the settings of `chat`, but for its system prompt and the sinks that it has taken."""
-        settings, model = chat.cache.settings, setup_of(self.model).settings
+        settings, own = chat.cache.settings, setup_of(self.model).settings
         asked = settings.sink_size > len(chat.template.prefix())
-        sinks = settings.sink_size if asked else model.sink_size
-        inject_attention_sinks(self.model, sinks, settings.window_size, model.prefill)
+        sinks = settings.sink_size if asked else own.sink_size
+        inject_attention_sinks(self.model, sinks, settings.window_size, own.prefill)
         return self._new(system, chat.template.options, chat.thoughts)
 
     def _new(self, system: str | None, template_kwargs: dict[str, Any] | None, thoughts: Thoughts) -> StreamingChat:
