@@ -187,11 +187,10 @@ class ChatStream:
 
     def _cuts(self, reading: Reading, columns: int, mask: torch.Tensor | None) -> Iterator[int]:
         """Yield where each piece of a message ends; each is as long as `reading` says when it is begun."""
-        end, in_pieces = self._known, self.can_read_in_pieces(mask)
-        mark = columns if reading.opening is None else columns - reading.opening
+        end, mark = self._known, columns if reading.opening is None else columns - reading.opening
         while end < columns:
-            stop = mark if end < mark else columns
-            end = min(end + reading.piece_size(), stop) if in_pieces else stop
+            stop, size = mark if end < mark else columns, reading.piece_size()
+            end = end + size if end + size < stop and self.can_read_in_pieces(mask) else stop
             yield end
 
     def can_read_in_pieces(self, mask: torch.Tensor | None = None) -> bool:
