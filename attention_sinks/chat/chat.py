@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args, overload
+from typing import Any, TypeVar, cast, get_args, overload
 
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -19,16 +19,13 @@ from ..cache.files import naming
 from ..cache.storage import read_file, write_file
 from .answer import Answer, AnswerStream, AnswerStreams
 from .decoding import Choosing, ends_of, with_defaults
-from .messages import Message, Turn, Turns, is_turn, turns_of
+from .messages import Message, Thoughts, Turn, Turns, is_turn, turns_of
 from .saved_chat import restored, saved_state
 from .stream import ChatStream, Progress
 from .template import ChatTemplate
 from .turns import OnEvict, Request, TurnTaker
 
 logger = logging.get_logger(__name__)
-
-Thoughts = Literal["keep", "forget"]
-"""What becomes of the thoughts of an answer: they stay in the stream as they were said, or they leave it at its end."""
 
 ChatT = TypeVar("ChatT", bound="StreamingChat")
 
@@ -134,7 +131,8 @@ class StreamingChat:
         _check_callable("on_evict", on_evict, "turn and tokens, and conversation= where there are several")
         self.template = ChatTemplate(tokenizer, system, chat_template, tools, chat_template_kwargs)
         self.format = self.template.format
-        self.thoughts, self.on_evict, self.keep_transcript = thoughts, on_evict, keep_transcript
+        self.thoughts: Thoughts = thoughts
+        self.on_evict, self.keep_transcript = on_evict, keep_transcript
         self.autosave = None if autosave is None else _writable(autosave)
         self.generation_config: GenerationConfig = copy.deepcopy(generation_config or self.model.generation_config)
         cache = self.make_cache(len(self.template.prefix()) if pin_system_prompt else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
 """A message as `apply_chat_template` takes it: `role`, `content` and what else the template reads."""
@@ -14,6 +14,9 @@ Turn: TypeAlias = str | Message | list[Message]
 
 Turns: TypeAlias = list[str] | tuple[str, ...] | list[list[Message]] | tuple[list[Message], ...]
 """A turn for each of several conversations: texts, or lists of messages."""
+
+Thoughts: TypeAlias = Literal["keep", "forget"]
+"""What becomes of the thoughts of an answer: they stay in the stream as they were said, or they leave it at its end."""
 
 
 def is_turn(given: Any) -> bool:

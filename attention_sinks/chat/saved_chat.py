@@ -15,6 +15,7 @@ from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.schema import Count, Record, checked
 from .formats import check_call
+from .messages import Thoughts
 from .rows import Row, TurnLog
 from .stream import ChatStream
 from .template import ChatTemplate
@@ -74,7 +75,7 @@ class ChatState(Record):
     rows: list[RowState] | None = None
     tools: Annotated[list[Tool], Field(min_length=1)] | None = None
     chat_template_kwargs: dict[str, Any] = {}
-    thoughts: Literal["keep", "forget"] = "keep"
+    thoughts: Thoughts = "keep"
     keep_transcript: bool = False
 
     def arguments(self, generation_config: GenerationConfig | None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from ..architecture.setup import setup_of
-from ..chat.chat import StreamingChat, Thoughts
+from ..chat.chat import StreamingChat
+from ..chat.messages import Thoughts
 from ..inject import inject_attention_sinks
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..chat.chat import Thoughts
+from ..chat.messages import Thoughts
 from ..sessions.files import check_name
 from ..sessions.store import SessionInfo, SessionStore
 from .batch import Batch
