@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGES = "torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "peft"
+from versions import PACKAGES
 
 lock = (Path(__file__).parents[1] / "constraints.txt").read_text()
 lines = re.findall(r"^([\w.-]+)==([\w.]+)", lock, re.MULTILINE)

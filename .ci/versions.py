@@ -5,4 +5,6 @@ from importlib.metadata import version
 
 PACKAGES = "torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "peft"
 
-print(f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES), sep=", ", flush=True)
+if __name__ == "__main__":
+    releases = [f"{name} {version(name)}" for name in PACKAGES]
+    print(f"Python {platform.python_version()}", *releases, sep=", ", flush=True)

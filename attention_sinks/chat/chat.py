@@ -380,9 +380,7 @@ class StreamingChat:
         chat = cls(model, tokenizer, **found.saved.arguments(generation_config), **options)
         with naming(path):
             found.check_template(chat.template)
-        chat._stream.cache = found.cache
-        if found.rows is not None:
-            chat._stream.rows, chat._stream.logs = found.rows, found.logs
+        found.put_into(chat._stream)
         return chat
 
     # ---- one turn

@@ -118,6 +118,19 @@ class ChatState(Record):
         )
 
 
+def settings_of(chat: Any) -> dict[str, Any]:
+    """Return the arguments of the `StreamingChat` `chat` that a conversation keeps, as a file says them."""
+    template = chat.template
+    return {
+        "system": template.system,
+        "chat_template": template.chat_template,
+        "tools": template.tools,
+        "chat_template_kwargs": template.options,
+        "thoughts": chat.thoughts,
+        "keep_transcript": chat.keep_transcript,
+    }
+
+
 def saved_state(chat: Any, cache: dict[str, Any], stream: ChatStream) -> dict[str, Any]:
     """Return what a file says of the `StreamingChat` `chat`, with the state of the cache of its `stream`."""
     rows = stream.rows
@@ -125,14 +138,9 @@ def saved_state(chat: Any, cache: dict[str, Any], stream: ChatStream) -> dict[st
         "kind": "StreamingChat",
         "cache": cache,
         "unfed": None if rows is None else [list(row.unfed) for row in rows],
-        "system": chat.template.system,
-        "chat_template": chat.template.chat_template,
         "turn": chat.template.next_turn("").ids,
         "generation_config": json.loads(chat.generation_config.to_json_string()),
-        "tools": chat.template.tools,
-        "chat_template_kwargs": chat.template.options,
-        "thoughts": chat.thoughts,
-        "keep_transcript": chat.keep_transcript,
+        **settings_of(chat),
     }
     if rows is not None:
         logs = zip(rows, stream.logs, stream.seen, strict=True)
@@ -161,12 +169,11 @@ class Restored:
     rows: tuple[Row, ...] | None
     logs: list[TurnLog]
 
-    def stream(self, model: Any, compiles: bool = False) -> ChatStream:
-        """Return the streams for `model`, that of the cache."""
-        stream = ChatStream(model, self.cache, compiles)
+    def put_into(self, stream: ChatStream) -> None:
+        """Let `stream`, which has not begun, go on where the conversations of the file stand."""
+        stream.cache = self.cache
         if self.rows is not None:
             stream.rows, stream.logs = self.rows, self.logs
-        return stream
 
     def check_template(self, template: ChatTemplate) -> None:
         """Raise ValueError when `template` is not the one that the chat was saved with."""

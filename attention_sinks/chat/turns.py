@@ -120,7 +120,7 @@ class TurnTaker:
             Whether the messages were read, so that there was a turn.
         """
         exhaust(self.settling(request.messages), self.stream)
-        answering, is_read = self.begin(request), False
+        answering, is_read = self.begin(request, self.prompts(request)), False
         pieces: list[list[Piece]] | None = []
         try:
             while not request.stopping.is_set() and (pieces := self.next(answering)) is not None:
@@ -134,9 +134,8 @@ class TurnTaker:
         exhaust(self.ending(), self.stream)
         return is_read
 
-    def begin(self, request: Request) -> Answering:
-        """Begin a turn, of which nothing is read yet."""
-        prompts = self.prompts(request)
+    def begin(self, request: Request, prompts: list[Prompt]) -> Answering:
+        """Begin a turn that adds `prompts`, of which nothing is read yet."""
         reading = self.reading(request, prompts)
         self.voices = [
             AnswerParser(self.tokenizer, self.template.format, answer, prompt, self.template.tools)

@@ -51,10 +51,11 @@ class Course:
             piece_size=self.stepper.piece_size,
         )
         await self._at_leisure(turns.settling(request.messages), stream)
+        prompts = turns.prompts(request)
         if stream.rows is None:
-            await self.beginnings.begin(talk, turns.prompts(request)[0].ids, self.stepper)
+            await self.beginnings.begin(talk, prompts[0].ids, self.stepper)
         try:
-            answering = turns.begin(request)
+            answering = turns.begin(request, prompts)
             logits = await self._read(answering, stream)
             stream.settle()
             if logits is None:

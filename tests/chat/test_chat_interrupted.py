@@ -196,7 +196,8 @@ def allowed_after(start, message, tmp_path):
     allowed.append(future(chat, tmp_path))
     for tokens in range(1, ANSWER.max_new_tokens + 1):
         chat = copied(start, tmp_path)
-        steps = chat._turns.begin(Request(turns, True, [Answer()], Choosing(chat.generation_config)))
+        request = Request(turns, True, [Answer()], Choosing(chat.generation_config))
+        steps = chat._turns.begin(request, chat._turns.prompts(request))
         for _ in range(tokens):
             chat._turns.next(steps)
         allowed.append(future(chat, tmp_path))

@@ -193,7 +193,8 @@ def left_after(start, steps, tmp_path, says):
     chat = StreamingChat.load(tmp_path / "copy", start.model, start.tokenizer)
     if steps:
         says(chat, RAW)
-        turn = chat._turns.begin(Request(turns_of("w21"), True, [Answer()], Choosing(chat.generation_config)))
+        request = Request(turns_of("w21"), True, [Answer()], Choosing(chat.generation_config))
+        turn = chat._turns.begin(request, chat._turns.prompts(request))
         for _ in range(steps):
             chat._turns.next(turn)
         chat._turns.leave()
