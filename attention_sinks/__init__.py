@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .model_classes import *  # noqa: F403
     from .models.registry import supported_model_types
     from .pool.answers import PoolAnswerStream
-    from .pool.conversation import Conversation
+    from .pool.conversation import Conversation, ConversationMovedError
     from .pool.host import PoolFullError
     from .pool.numbers import PoolNumbers
     from .pool.pool import StreamPool
@@ -53,6 +53,7 @@ _MODULES = {
     "AutoModelForTokenClassification": "auto",
     "AutoTokenizer": "auto",
     "Conversation": "pool.conversation",
+    "ConversationMovedError": "pool.conversation",
     "Piece": "chat.answer",
     "PoolAnswerStream": "pool.answers",
     "PoolFullError": "pool.host",
@@ -86,6 +87,7 @@ __all__ = [
     "AutoModelForTokenClassification",
     "AutoTokenizer",
     "Conversation",
+    "ConversationMovedError",
     "Piece",
     "PoolAnswerStream",
     "PoolFullError",

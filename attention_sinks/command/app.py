@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import chat, check
+from . import chat, check, serve
 
 EXAMPLES = """\b
 Examples:
   attention-sinks check HuggingFaceTB/SmolLM2-135M-Instruct
   attention-sinks chat HuggingFaceTB/SmolLM2-135M-Instruct
+  attention-sinks serve HuggingFaceTB/SmolLM2-135M-Instruct
   attention-sinks chat --help
 """
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command(epilog=check.EXAMPLES)(check.check)
 app.command(epilog=chat.EXAMPLES)(chat.chat)
+app.command(epilog=serve.EXAMPLES)(serve.serve)
 
 
 def _show_version(asked: bool) -> None:

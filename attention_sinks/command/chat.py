@@ -99,21 +99,11 @@ def _generation_config(max_new_tokens: int, temperature: float | None) -> Any:
 
 def _opener(name: str, wishes: Wishes, dtype: str, device: str | None) -> Opener:
     """Look at a model, refuse what cannot chat, and load it."""
-    from ..chat.template import ChatTemplate
-    from ..report.report import report_and_tokenizer
-    from ..report.source import find_source
-    from ..settings import SinkSettings
-    from .loading import check_window, load_model
+    from .loading import load_to_chat
     from .opening import Opener
 
-    sinks = SinkSettings.sink_size if wishes.sinks is None else wishes.sinks
-    report, tokenizer = report_and_tokenizer(find_source(name), sinks)
-    window = report.window if wishes.window is None else wishes.window
-    check_window(report, window)
-    if report.chat_problem is not None:
-        raise ValueError(f"{name!r} cannot chat: {report.chat_problem}")
-    ChatTemplate(tokenizer, wishes.system, None, None, wishes.template_kwargs)  # refused before weights are read
-    return Opener(load_model(report, "try --dtype bfloat16", window, dtype, device), tokenizer, wishes)
+    given = wishes.system, wishes.template_kwargs, wishes.sinks, wishes.window
+    return Opener(*load_to_chat(name, *given, dtype, device), wishes)
 
 
 def _begin(opener: Opener, name: str) -> Talk:

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 
 from ..auto import AutoModelForCausalLM
+from ..chat.template import ChatTemplate
 from ..report.memory import check_memory
-from ..report.report import ModelReport
+from ..report.report import ModelReport, report_and_tokenizer
+from ..report.source import find_source
+from ..settings import SinkSettings
 
 
 def check_window(report: ModelReport, window: int) -> None:
@@ -41,6 +44,33 @@ def load_model(report: ModelReport, cure: str, window: int, dtype: str, device: 
         device_map=device or ("auto" if torch.cuda.is_available() else None),
     )
     return model.eval()
+
+
+def load_to_chat(
+    name: str,
+    system: str | None,
+    template_kwargs: dict[str, Any] | None,
+    sinks: int | None,
+    window: int | None,
+    dtype: str,
+    device: str | None,
+) -> tuple[Any, Any]:
+    """Look at a model, refuse what cannot chat, and return it loaded, with its tokenizer.
+
+    Raises
+    ------
+    MemoryError
+        When the weights do not fit into memory.
+    ValueError
+        When there is no such model or device, it cannot chat, or the window is too large for it.
+    """
+    report, tokenizer = report_and_tokenizer(find_source(name), SinkSettings.sink_size if sinks is None else sinks)
+    window = report.window if window is None else window
+    check_window(report, window)
+    if report.chat_problem is not None:
+        raise ValueError(f"{name!r} cannot chat: {report.chat_problem}")
+    ChatTemplate(tokenizer, system, None, None, template_kwargs)  # refused before weights are read
+    return load_model(report, "try --dtype bfloat16", window, dtype, device), tokenizer
 
 
 def _check_device(device: str | None) -> None:

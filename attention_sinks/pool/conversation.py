@@ -22,6 +22,10 @@ from .talk import Talk, Talks
 FoundT = TypeVar("FoundT")
 
 
+class ConversationMovedError(ValueError):
+    """A conversation does not stand where whoever goes on in it has last seen it."""
+
+
 class Conversation:
     """One conversation of a `StreamPool`, which makes it. It takes turns as a `StreamingChat` does.
 
@@ -58,6 +62,7 @@ class Conversation:
         stopping_criteria: Sequence[StoppingCriteria] = (),
         chat_template_kwargs: dict[str, Any] | None = None,
         wait: bool = True,
+        after_turns: int | None = None,
     ) -> PoolAnswerStream:
         """Send a message and return the answer, which is being made from now on.
 
@@ -77,13 +82,17 @@ class Conversation:
             Keywords for the chat template in this turn.
         wait : bool, default True
             Whether the turn waits where no row is free.
+        after_turns : int, optional
+            How many turns the conversation must have had. With it, nobody goes on in a conversation that has been
+            deleted, or has gone on elsewhere, since it was last seen.
 
         Returns
         -------
         PoolAnswerStream
             An iterator over the pieces of the answer, also with `async for`. Errors of a turn that has begun come from
             it: ValueError for a message that the chat template has nothing for, a session of another model or a damaged
-            file; OSError when the turn could not be saved; `SessionInUseError` when another process has the session.
+            file; OSError when the turn could not be saved; `SessionInUseError` when another process has the session;
+            `ConversationMovedError` when the conversation has not had `after_turns` turns. Nothing is then read.
 
         Raises
         ------
@@ -107,7 +116,8 @@ class Conversation:
         )
         options = dict(chat_template_kwargs) if isinstance(chat_template_kwargs, dict) else chat_template_kwargs
         request = Request(turns, True, [Answer()], choosing, options)
-        turn = PoolTurn(self._open, partial(self._talks.new, self._options), self._check, request, self._is_free)
+        check = partial(self._check, after_turns=after_turns)
+        turn = PoolTurn(self._open, partial(self._talks.new, self._options), check, request, self._is_free)
         with self._lock:
             if self._turn is not None:
                 raise SessionInUseError(
@@ -177,8 +187,13 @@ class Conversation:
             raise ValueError("message has turns of several conversations; use a conversation for each.")
         return turns_of(message)
 
-    def _check(self, talk: Talk) -> None:
-        """Refuse to go on in a saved conversation that was begun with other settings than it is now asked for."""
+    def _check(self, talk: Talk, after_turns: int | None) -> None:
+        """Refuse to go on in a conversation that stands elsewhere, or was begun with other settings than asked for."""
+        if after_turns is not None and talk.count != after_turns:
+            raise ConversationMovedError(
+                f"conversation {self.name!r} has had {talk.count} turns, not after_turns={after_turns}; send all that "
+                "was said to a new conversation, or leave after_turns out."
+            )
         if others := self._talks.differing(talk, self._options):
             raise ValueError(
                 f"conversation {self.name!r} was begun with another {others[0]}; leave {others[0]} out, or delete the "

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ..chat.messages import Thoughts
 from ..sessions.files import check_name
 from ..sessions.store import SessionInfo, SessionStore
+from ..settings import SinkSettings
 from .batch import Batch
 from .conversation import Conversation
 from .host import Host
@@ -183,6 +184,11 @@ class StreamPool:
         return self._store.expire()
 
     # ---- the pool
+
+    @property
+    def sizes(self) -> SinkSettings:
+        """How many sinks and last tokens every conversation has."""
+        return self._talks.sizes
 
     @property
     def numbers(self) -> PoolNumbers:

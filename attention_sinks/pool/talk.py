@@ -17,7 +17,7 @@ from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..cache.fingerprint import fingerprint
 from ..chat.chat import StreamingChat
-from ..chat.saved_chat import restored, saved_state
+from ..chat.saved_chat import restored, saved_state, settings_of
 from ..chat.stream import ChatStream
 from ..chat.turns import TurnTaker
 from ..settings import SinkSettings
@@ -55,6 +55,12 @@ class Talk:
     stream: ChatStream
     turns: TurnTaker
     left: ChatStream | None = None
+
+    @property
+    def count(self) -> int:
+        """How many turns it has had."""
+        rows = self.stream.rows
+        return 0 if rows is None else rows[0].turn
 
     @property
     def nbytes(self) -> int:
@@ -129,13 +135,14 @@ class Talks:
         if len(found.rows or ()) > 1:
             raise ValueError(f"holds {len(found.rows or ())} conversations at once; load it with StreamingChat.load.")
         arguments = found.saved.arguments(GenerationConfig())
-        talk = self._talk(found.stream(self.model), {name: arguments[name] for name in SETTINGS})
+        talk = self._talk(ChatStream(self.model, found.cache), {name: arguments[name] for name in SETTINGS})
+        found.put_into(talk.stream)
         found.check_template(talk.chat.template)
         return talk
 
     def differing(self, talk: Talk, options: Mapping[str, Any]) -> list[str]:
         """Return which of the settings `options` are not those of `talk`."""
-        given, own = _plain(self._settings(options)[0]), _plain(talk.chat)
+        given, own = settings_of(self._settings(options)[0]), settings_of(talk.chat)
         return [name for name in options if given[name] != own[name]]
 
     def _talk(self, stream: ChatStream, options: Mapping[str, Any]) -> Talk:
@@ -148,12 +155,13 @@ class Talks:
     def _settings(self, options: Mapping[str, Any]) -> tuple[StreamingChat, tuple[int, ...]]:
         """Return the settings that conversations with these options share, and their first tokens."""
         options = {**self.defaults, **options}
-        key = json.dumps(options, sort_keys=True, default=id)  # functions are tools, each one of its own
+        key = _key_of(options)
         with self._lock:
             found = self._chats.get(key)
             if found is None:
                 chat = StreamingChat(self.model, self.tokenizer, pin_system_prompt=False, **options)
                 found = chat, tuple(chat.template.prefix())
+                self._chats[_key_of(settings_of(chat))] = found  # what the files of such conversations ask for
             self._chats[key] = found
             self._chats.move_to_end(key)
             while len(self._chats) > KEPT:
@@ -161,14 +169,5 @@ class Talks:
         return found
 
 
-def _plain(chat: StreamingChat) -> dict[str, Any]:
-    """Return the settings of a chat as they are saved."""
-    template = chat.template
-    return {
-        "system": template.system,
-        "tools": template.tools,
-        "chat_template": template.chat_template,
-        "chat_template_kwargs": template.options,
-        "thoughts": chat.thoughts,
-        "keep_transcript": chat.keep_transcript,
-    }
+def _key_of(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, default=id)  # functions are tools, each one of its own

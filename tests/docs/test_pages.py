@@ -1,9 +1,12 @@
 """README, CONTRIBUTING and docs/: every Python block runs, every link leads somewhere, the README stays short."""
 
 import re
+from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from unittest import mock
 
+import openai
 import pytest
 import torch
 
@@ -13,9 +16,11 @@ from support.helpers import tiny_llama
 from support.pages import CHAT, PAGES, README, blocks, page_text, python_blocks, run_block, save_tiny_checkpoint
 from support.paths import ROOT
 from support.scripted import save_scripted_model
+from support.server import serving
 from support.toy_tokenizers import byte_tokenizer
 
 WITH_PYTHON = [page for page in PAGES if python_blocks(page)]
+SERVER = "docs/guides/server.md"
 NOT_RUN = {"bash", "console", "text", "bibtex"}
 
 
@@ -24,6 +29,20 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     save_tiny_checkpoint(folder)
     return folder
+
+
+@contextmanager
+def server_for(page, folder):
+    """The server of which a page speaks, where clients look for it."""
+    if page != SERVER:
+        yield
+        return
+    model = attention_sinks.AutoModelForCausalLM.from_pretrained(folder)
+    pool = attention_sinks.StreamPool(model, attention_sinks.AutoTokenizer.from_pretrained(folder))
+    with serving(pool, model=Path(folder).as_posix()) as served:
+        with mock.patch.object(openai, "OpenAI", lambda base_url, api_key: served.client(api_key)):
+            yield
+        assert pool.numbers.turns_finished == 2
 
 
 @pytest.mark.newest
@@ -39,7 +58,7 @@ def test_every_python_block_runs(page, checkpoint, tmp_path, monkeypatch, capsys
     write_gguf(model, tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf", tokenizer)
     typed = iter(["Hello!", "And then?", ""])
     names = {"__name__": "__main__", "input": lambda prompt: next(typed)}
-    with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")), server_for(page, checkpoint):
         for block in python_blocks(page):
             block.run(checkpoint, names)
 

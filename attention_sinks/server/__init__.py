@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over a pool of conversations; it needs the extra `[serve]`."""
