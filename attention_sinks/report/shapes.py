@@ -25,8 +25,15 @@ AUTO_CLASSES = (
 """Configs with models of a kind -> the Auto class that makes them. The first that knows a config makes the model."""
 
 
-class MadeUpRoutes(TorchFunctionMode):
-    """Within this block, routers of experts work without values: all tokens go to the first expert, or to none."""
+ELEMENTWISE = {getattr(torch.Tensor, name) for name in ("mul", "__mul__", "__rmul__", "add", "__add__", "__radd__")}
+"""Functions of two tensors or numbers that PyTorch does in Python on the meta device, slowly."""
+
+
+class Valueless(TorchFunctionMode):
+    """Within this block, calls on the meta device are fast, and routers of experts work without values.
+
+    All tokens go to the first expert, or to none.
+    """
 
     chosen = 0
 
@@ -39,10 +46,18 @@ class MadeUpRoutes(TorchFunctionMode):
                 return first.new_empty((0, first.ndim), dtype=torch.long)
             if func is torch.Tensor.tolist:  # how many tokens each expert gets, of those that were chosen last
                 return [self.chosen, *[0] * (first.numel() - 1)]
+            if func in ELEMENTWISE and not kwargs:
+                return _elementwise(*args)
         result = func(*args, **(kwargs or {}))
         if func in (torch.topk, torch.Tensor.topk):
             self.chosen = result[1].numel()
         return result
+
+
+def _elementwise(one: torch.Tensor, other: Any) -> torch.Tensor:
+    """Return a tensor of the shape and dtype of a sum or product."""
+    shape = torch.broadcast_shapes(one.shape, other.shape) if isinstance(other, torch.Tensor) else one.shape
+    return torch.empty(shape, dtype=torch.result_type(one, other), device="meta")
 
 
 def model_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
@@ -77,7 +92,7 @@ def cache_of_one_token(model: PreTrainedModel) -> AttentionSinkKVCache:
     cache = AttentionSinkKVCache(model)
     base, ids = base_model_of(model), torch.zeros(1, 1, dtype=torch.long, device="meta")
     try:
-        with torch.no_grad(), MadeUpRoutes():
+        with torch.no_grad(), Valueless():
             base(input_ids=ids, cache=cache, use_cache=True)
     except Exception as error:  # a config with sizes that do not fit together, or code that needs values
         raise ValueError(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The pool of conversations on a CPU: its steps beside a plain loop, answers beside a reader, sessions that wake, and ten
-# thousand joins and leaves. Nothing else should run meanwhile. Takes about 10 minutes on 2 cores. The results go to
+# thousand joins and leaves. Nothing else should run meanwhile. Takes about 40 minutes on 2 cores. The results go to
 # benchmark/outputs/speed/ or the folder OUTPUT.
 #   PYTHON=python bash benchmark/scripts/pool.sh [arguments of pool_speed.py]
 set -euo pipefail
