@@ -18,13 +18,17 @@ PRIVATE = 0o600
 """The mode of a new file: what was said to a model concerns nobody but the owner."""
 
 
+class FileContentError(ValueError):
+    """What a file holds, or would hold, cannot be loaded. The message begins with its path."""
+
+
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let every ValueError begin with `path`, of which it says what is wrong."""
+    """Let every ValueError be a `FileContentError` that begins with `path`, of which it says what is wrong."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"path={str(path)!r} {error}") from error
+        raise FileContentError(f"path={str(path)!r} {error}") from error
 
 
 @contextmanager

@@ -207,6 +207,9 @@ class Conversations:
                 except SessionInUseError:
                     continue
                 return self._leave(each)
+        there = {info.name for info in self.pool.sessions()}
+        if gone := next((each for each in theirs if each not in there), None):  # it has never had a turn
+            return self._leave(gone)
         self._leave(name)
         raise RequestError(429, f"There are {self.most} sessions already; delete one.", "too_many_sessions")
 

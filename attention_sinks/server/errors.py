@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from transformers.utils import logging
 
+from ..cache.files import FileContentError
 from ..pool.conversation import ConversationMovedError
 from ..pool.host import PoolFullError
 from ..sessions.store import SessionInUseError
@@ -66,6 +67,10 @@ def _refusal_of(error: Exception) -> RequestError | None:
         return RequestError(409, cause, "conversation_moved")
     if isinstance(error, SessionInUseError):
         return RequestError(409, "This session is being answered; wait until that answer has ended.", "session_in_use")
+    if isinstance(error, FileContentError):  # its message tells a path
+        logger.warning(f"a session cannot be used: {error}")
+        cause = "This session cannot be used: its file is damaged, or another model's. Delete it, or name another one."
+        return RequestError(409, cause, "session_unusable")
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, (TypeError, ValueError)):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..cache.files import naming
+from ..cache.files import FileContentError, naming
 from .file import Header, decode_session, encode_session, header_of, header_size
 from .folder import SessionFolder, SessionLock
 
@@ -144,7 +144,9 @@ class SessionFiles:
         try:
             yield
         except ValueError as error:
-            raise ValueError(f"{error} Call delete({name!r:.80}), or put an intact copy of the file there.") from error
+            raise FileContentError(
+                f"{error} Call delete({name!r:.80}), or put an intact copy of the file there."
+            ) from error
 
 
 def _check_place(header: Header, digest: str) -> None:

@@ -3,14 +3,13 @@
 import http.client
 import json
 import socket
-import time
 
 import openai
 import pytest
 from pydantic import ValidationError
 
 from attention_sinks.server.settings import ServerSettings, settings_from
-from support.server import user
+from support.server import user, wait_until_free
 
 GOOD = {"model": "tiny", "messages": [user("w7")], "max_tokens": 4, "temperature": 0}
 
@@ -50,6 +49,7 @@ BAD = {  # what the body is changed to, with the status and a word of the messag
     "many stops": ({"stop": ["a"] * 5}, 400, "stop"),
     "a typing error": ({"max_token": 3}, 400, "max_token is no parameter"),
     "a chat template": ({"chat_template": "{{ x }}"}, 400, "chat_template is no parameter"),
+    "a hidden chat template": ({"chat_template_kwargs": {"chat_template": "{{ x }}"}}, 400, "the chat decides itself"),
 }
 
 
@@ -135,6 +135,43 @@ def test_sessions_belong_to_a_key(serve):
         assert theirs[0] < fed[0], "what another client has said is read anew"
 
 
+def test_a_damaged_session_concerns_itself_alone(serve, tmp_path):
+    name, history = {"X-Session-Id": "garden"}, [user("w7")]
+    with serve(tmp_path) as served:
+        served.ask([user("w7")], max_tokens=2, extra_headers=name)
+        said = served.ask(history, max_tokens=2).choices[0].message.content
+    for file in (tmp_path / "conversations").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:-8] + b"damaged!")
+    with serve(tmp_path) as served:
+        with pytest.raises(openai.ConflictError, match="damaged") as caught:
+            served.ask([user("w8")], extra_headers=name)
+        assert str(tmp_path) not in str(caught.value.body)
+        history += [{"role": "assistant", "content": said}, user("w8")]
+        assert served.ask(history, max_tokens=2), "it is read anew"
+        assert served.client().delete("/sessions/garden", cast_to=object)["deleted"]
+        assert served.ask([user("w8")], max_tokens=2, extra_headers=name)
+
+
+def test_sessions_that_never_had_a_turn_do_not_count(serve, endless_model):
+    with serve(rows=1, pool={"model": endless_model, "max_waiting": 0}, sessions_per_key=2) as served:
+        stream = served.ask([user("w7")], max_tokens=8000, stream=True)
+        next(iter(stream))
+        for number in range(4):
+            with pytest.raises(openai.InternalServerError, match="try again later"):
+                served.ask([user("w7")], max_tokens=2, extra_headers={"X-Session-Id": f"s{number}"})
+        stream.close()
+        wait_until_free(served)
+        assert served.ask([user("w7")], max_tokens=2, extra_headers={"X-Session-Id": "good"})
+
+
+def test_what_is_known_of_deleted_sessions_goes_with_them(serve):
+    with serve(sessions_per_key=2) as served:
+        for number in range(6):
+            served.ask([user(f"w{7 + number}")], max_tokens=2)
+        assert len(served.pool.sessions()) == len(served.histories._places.list()) == 2
+
+
 def test_a_client_has_so_many_sessions_at_most(serve):
     with serve(sessions_per_key=2) as served:
         for word in ("w7", "w8", "w9"):
@@ -172,10 +209,7 @@ def test_an_answer_that_takes_too_long(serve, endless_model, streams):
                 stream=streams,
             )
             list(reply)
-        deadline = time.monotonic() + 20
-        while served.pool.numbers.rows_in_use and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not served.pool.numbers.rows_in_use
+        wait_until_free(served)
 
 
 def test_a_full_server_says_so(serve, endless_model):

@@ -1,11 +1,10 @@
 """`/v1/chat/completions`, asked by OpenAI's own client: the answers are those of a chat alone."""
 
 import threading
-import time
 
 import pytest
 
-from support.server import history_of, user
+from support.server import history_of, user, wait_until_free
 
 WORDS = ["w7 w8 w9", "w10", "w11 w12 w13 w14", "w15 w16", "w3 w3", "w21 w22 w23"]
 
@@ -120,10 +119,7 @@ def test_a_client_that_goes_away_frees_its_row(serve, endless_model):
         stream = served.ask([user("w7")], max_tokens=8000, stream=True)
         next(iter(stream))
         stream.close()
-        deadline = time.monotonic() + 20
-        while served.pool.numbers.rows_in_use and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not served.pool.numbers.rows_in_use
+        wait_until_free(served)
 
 
 def test_many_clients_at_once_are_told_what_they_would_be_told_alone(serve, alone):

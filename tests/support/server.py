@@ -17,8 +17,8 @@ MODEL = "tiny"
 class Served:
     """A running server, its pool, and clients."""
 
-    def __init__(self, server, pool):
-        self.pool, self.port = pool, server.servers[0].sockets[0].getsockname()[1]
+    def __init__(self, server, pool, histories):
+        self.pool, self.histories, self.port = pool, histories, server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
     def client(self, key="none"):
@@ -47,7 +47,7 @@ def serving(pool, folder=None, model=MODEL, **settings):
     while not server.started and thread.is_alive():
         time.sleep(0.01)
     try:
-        yield Served(server, pool)
+        yield Served(server, pool, histories)
     finally:
         server.should_exit = True
         thread.join(30)
@@ -63,3 +63,11 @@ def user(text):
 def history_of(chunks):
     """The text of a stream."""
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+
+
+def wait_until_free(served):
+    """Wait until no answer is being made."""
+    deadline = time.monotonic() + 20
+    while served.pool.numbers.rows_in_use:
+        assert time.monotonic() < deadline, "a row is still in use"
+        time.sleep(0.02)
