@@ -17,7 +17,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 NEWEST := transformers accelerate tokenizers huggingface_hub peft
 NO_MODEL := -m "not real_model and not every_architecture"
 
-.PHONY: demo test test-architectures test-oldest test-newest environments env-newest lock style docs help clean
+.PHONY: demo serve test test-architectures test-oldest test-newest environments env-newest lock style docs help clean
 
 # Where several workers share the cores, threads that spin while they wait hold each other up: on two busy cores, the
 # real model takes about four times as many steps a second without.
@@ -27,6 +27,10 @@ test test-architectures test-oldest test-newest: export OMP_WAIT_POLICY := passi
 demo: $(VENV)/.demo $(MODEL) ## hold a long conversation with a small real model in a short window
 	$(VENV)/bin/python demo/streaming.py --model_name_or_path $(MODEL) \
 		--window_size 256 --max_new_tokens 100 --num_turns $(TURNS)
+
+# A server for clients of OpenAI's API on http://127.0.0.1:8000, until Ctrl-C. OPTIONS are those of `attention-sinks serve`.
+serve: $(VENV)/.serve $(MODEL) ## serve a small real model to clients of OpenAI's API
+	$(VENV)/bin/attention-sinks serve $(MODEL) $(OPTIONS)
 
 # All tests but those of architectures beyond the first package's; the real model's are included.
 test: $(VENV)/.dev $(MODEL) ## run the tests, those of the real model included
@@ -91,7 +95,7 @@ clean: ## remove environments, the model, caches and builds; results stay
 $(MODEL): | $(VENV)/.demo
 	$(VENV)/bin/python demo/fetch_model.py
 
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.serve: $(VENV)/.%: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a minute or two the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(INSTALL) --editable ".[$*]"
