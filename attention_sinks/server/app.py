@@ -77,7 +77,7 @@ class Service:
     async def complete(self, http: Request, owner: str, session: str | None) -> Response:
         """Answer a request for a chat completion."""
         request = await self.read(http, ChatRequest)
-        options, messages = request.conversation
+        options, messages = await run_in_threadpool(getattr, request, "conversation")
         asked = Asked(owner, options, messages, self.config(request), request.seed, session)
         completion = Completion(await self.begun(http, asked), self.model)
         if not request.stream:
@@ -88,7 +88,7 @@ class Service:
     async def respond(self, http: Request, owner: str) -> Response:
         """Answer a request for a response."""
         request = await self.read(http, ResponseRequest)
-        options, messages = request.conversation
+        options, messages = await run_in_threadpool(getattr, request, "conversation")
         name, previous = f"resp_{uuid.uuid4().hex}", request.previous_response_id
         asked = Asked(owner, options, messages, self.config(request), request.seed, response=name, previous=previous)
         response = Responding(await self.begun(http, asked), name, self.model, previous)

@@ -24,6 +24,10 @@ UNUSED = (
 """Parameters of OpenAI's API that change no answer here. They may be given."""
 
 
+MOST_MESSAGES = 1 << 14
+"""A request has no more messages than these, or hashing them would keep others waiting."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -138,6 +142,7 @@ class AnswerRequest(_Part):
 
     model: str
     stream: bool = False
+    stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
@@ -188,8 +193,7 @@ class AnswerRequest(_Part):
 class ChatRequest(AnswerRequest):
     """The body of a request for a chat completion."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    stream_options: StreamOptions | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Stops | None = None

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..chat.messages import Message
-from .requests import AnswerRequest, CalledFunction, Function, TextFormat, ToolCall, checked_turns, options_of
+from .requests import (
+    MOST_MESSAGES,
+    AnswerRequest,
+    CalledFunction,
+    Function,
+    TextFormat,
+    ToolCall,
+    checked_turns,
+    options_of,
+)
 
 
 class InputText(BaseModel):
@@ -15,6 +24,11 @@ class InputText(BaseModel):
 
     type: Literal["input_text", "output_text"]
     text: str
+
+
+def text_of(content: str | list[InputText]) -> str:
+    """Return the text of a message."""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class InputMessage(BaseModel):
@@ -26,8 +40,7 @@ class InputMessage(BaseModel):
 
     @property
     def as_template_takes_it(self) -> Message:
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        return {"role": "system" if self.role == "developer" else self.role, "content": text_of(self.content)}
 
 
 class InputCall(BaseModel):
@@ -49,11 +62,17 @@ class InputResult(BaseModel):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str
+    output: str | list[InputText]
 
     @property
     def as_template_takes_it(self) -> Message:
-        return {"role": "tool", "content": self.output, "tool_call_id": self.call_id}
+        return {"role": "tool", "content": text_of(self.output), "tool_call_id": self.call_id}
+
+
+class InputThoughts(BaseModel):
+    """Thoughts of an earlier answer. They are no part of what the model is told again."""
+
+    type: Literal["reasoning"]
 
 
 class ResponseTool(Function):
@@ -81,10 +100,14 @@ class TextOptions(BaseModel):
     verbosity: str | None = None
 
 
+Item = InputMessage | InputCall | InputResult | InputThoughts
+Items = Annotated[list[Item], Field(min_length=1, max_length=MOST_MESSAGES)]
+
+
 class ResponseRequest(AnswerRequest):
     """The body of a request for a response."""
 
-    input: str | Annotated[list[InputMessage | InputCall | InputResult], Field(min_length=1)]
+    input: str | Items
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -105,17 +128,19 @@ class ResponseRequest(AnswerRequest):
         given = self.input
         turns = [{"role": "user", "content": given}] if isinstance(given, str) else _joined(given)
         system = self.instructions
-        if system is None and turns[0]["role"] == "system":
+        if system is None and turns and turns[0]["role"] == "system":
             system, turns = turns[0]["content"], turns[1:]
         tools = [tool.as_template_takes_it for tool in self.tools or ()]
         effort = None if self.reasoning is None else self.reasoning.effort
         return options_of(self, system, tools, effort), checked_turns(turns, "input")
 
 
-def _joined(items: list[Any]) -> list[Message]:
+def _joined(items: list[Item]) -> list[Message]:
     """Return the messages, in which the calls of one answer are one message with its text."""
     messages: list[Message] = []
     for item in items:
+        if isinstance(item, InputThoughts):
+            continue
         message = item.as_template_takes_it
         if isinstance(item, InputCall) and messages and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])

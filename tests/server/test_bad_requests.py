@@ -39,6 +39,7 @@ BAD = {  # what the body is changed to, with the status and a word of the messag
     "a tool that must be called": ({"tool_choice": "required"}, 400, "tool_choice"),
     "a hot temperature": ({"temperature": 3}, 400, "temperature"),
     "a temperature of another type": ({"temperature": "hot"}, 400, "temperature"),
+    "many messages": ({"messages": [user("w1")] * 20_000}, 400, "at most 16384"),
     "no tokens": ({"max_tokens": 0}, 400, "max_tokens"),
     "too many tokens": ({"max_tokens": 10**6}, 400, "at most 8192"),
     "several answers": ({"n": 2}, 400, "n:"),

@@ -111,10 +111,14 @@ def test_responses_call_functions_and_think(serve, scripted):
         result = {"type": "function_call_output", "call_id": call.call_id, "output": "12:00"}
         second = client.responses.create(input=[result], previous_response_id=first.id, **asked)
         assert second.output_text == "It is noon."
+        items = [user("What is the time in Paris?"), *first.output, result]
+        assert client.responses.create(input=items, **asked).output_text == "It is noon."
         for streams in (False, True):
             reply = client.responses.create(input="Think!", stream=streams, model=MODEL, temperature=0)
             response = list(reply)[-1].response if streams else reply
             thought, said = response.output
+            items = [user("Think!"), thought, said, user("12:00")]
+            assert client.responses.create(input=items, model=MODEL, temperature=0).output_text == "It is noon."
             assert (thought.content[0].text.strip(), response.output_text.strip()) == ("Hm, well.", "Yes, and no.")
         events = [e.type for e in client.responses.create(input="What is the time in Paris?", stream=True, **asked)]
         assert "response.function_call_arguments.done" in events and events[-1] == "response.completed"
