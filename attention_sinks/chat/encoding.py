@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Code points that Unicode keeps free of meaning; two that no message has enclose a special token in a message."""
+
+ENCODING = threading.Lock()
+"""Held while a text is encoded. Tokenizers keep `split_special_tokens` as a setting of their own during the call, so
+another thread would encode what a template has written as text, or a message as control tokens."""
 
 
 class TemplateEncoder:
@@ -102,7 +107,8 @@ class TemplateEncoder:
         return self._ids(text, split_special_tokens=True)
 
     def _ids(self, text: str, **options: Any) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, **options).input_ids
+        with ENCODING:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False, **options).input_ids
         return ids
 
     def after(self, text: str, start: int, marks: str = "") -> list[int]:
