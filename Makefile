@@ -16,6 +16,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # pip chooses in this order, so that Transformers is the newest and the others are the newest that it can use.
 NEWEST := transformers accelerate tokenizers huggingface_hub peft
 NO_MODEL := -m "not real_model and not every_architecture"
+WITHOUT := $(addprefix --ignore=tests/,sessions server benchmark docs)
 
 .PHONY: demo serve test test-architectures test-oldest test-newest environments env-newest lock style docs help clean
 
@@ -42,10 +43,11 @@ test-architectures: $(VENV)/.dev ## run the checks of every architecture
 	@$(VENV)/bin/python .ci/versions.py
 	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m every_architecture
 
-# The tests that need no real model, with the oldest supported Transformers.
+# The tests that need no real model, with the oldest supported Transformers; without those of what never asks it anything:
+# folders of sessions, HTTP, scripts and pages.
 test-oldest: $(VENV_OLDEST)/.test ## run the tests with the oldest supported Transformers
 	@$(VENV_OLDEST)/bin/python .ci/versions.py
-	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) $(NO_MODEL)
+	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) $(NO_MODEL) $(WITHOUT)
 
 # The tests that a new Transformers is likely to break, with the newest one that the registry has today.
 test-newest: env-newest ## run the tests that a new Transformers is likely to break, with the newest one
