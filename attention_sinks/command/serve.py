@@ -42,6 +42,7 @@ def serve(
     compile: Annotated[bool, typer.Option("--compile", help="Slow to begin, then faster.")] = False,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model.")] = None,
     sessions: Annotated[str | None, typer.Option(metavar="PATH", help="Folder or URL of conversations.")] = None,
+    in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep none of them in a folder.")] = False,
 ) -> None:
     """Serve endless conversations with MODEL to clients of OpenAI's API."""
     with one_line_for_bad_input("serve"):
@@ -52,6 +53,8 @@ def serve(
             from .quiet import quiet_libraries
 
         settings = settings_from(host=host, port=port, api_keys=api_key or None, no_auth=no_auth or None)
+        if in_memory and sessions is not None:
+            raise ValueError(f"--in-memory and --sessions={sessions} exclude each other; leave one out.")
         with quiet_libraries():
             loaded, tokenizer = load_to_chat(model, system, options, sinks, window, dtype.value, device)
         pool = {
@@ -62,11 +65,11 @@ def serve(
             "chat_template_kwargs": options,
             "compile": compile,
         }
-        _serve(loaded, tokenizer, pool, sessions or str(_folder()), name or model, settings)
+        _serve(loaded, tokenizer, pool, None if in_memory else sessions or str(_folder()), name or model, settings)
 
 
 def _serve(
-    model: Any, tokenizer: Any, options: dict[str, Any], folder: str, name: str, settings: ServerSettings
+    model: Any, tokenizer: Any, options: dict[str, Any], folder: str | None, name: str, settings: ServerSettings
 ) -> None:
     """Serve until the process is told to end."""
     import uvicorn
@@ -75,10 +78,19 @@ def _serve(
     from ..server.app import create_app
     from ..server.histories import Histories
 
+    conversations, histories = (
+        None if folder is None else f"{folder}/{kind}" for kind in ("conversations", "histories")
+    )
+    expiry = settings.session_expiry
     with _listening(settings.host, settings.port) as listener:
-        expiry = settings.session_expiry
-        with StreamPool(model, tokenizer, sessions=f"{folder}/conversations", session_expiry=expiry, **options) as pool:
-            app = create_app(pool, Histories(f"{folder}/histories", expiry), name, settings)
+        try:
+            pool = StreamPool(model, tokenizer, sessions=conversations, session_expiry=expiry, **options)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"{error} To serve {name!r}, keep conversations in memory, --in-memory."
+            ) from error
+        with pool:
+            app = create_app(pool, Histories(histories, expiry), name, settings)
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             typer.echo(f"serving {name} at http://{host}:{listener.getsockname()[1]}/v1", err=True)
             config = uvicorn.Config(

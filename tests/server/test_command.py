@@ -11,8 +11,10 @@ from contextlib import contextmanager
 import pytest
 from openai import APIConnectionError, OpenAI
 
-from support.scripted import save_scripted_model
+from support.scripted import WITH_TOOLS, save_scripted_model
 from support.server import history_of, user
+from support.toy_tokenizers import byte_tokenizer
+from support.zoo import animal_of
 
 ANSWERS = {f"number {n} <end> <start> assistant ": f"This is {n}." for n in range(8)}
 
@@ -29,9 +31,10 @@ def command(*options):
 
 
 @contextmanager
-def served(checkpoint, folder):
-    """A running server: its process and a client."""
-    process = command(checkpoint, "--port", 0, "--sessions", folder, "--window", 200, "--name", "tiny")
+def served(checkpoint, folder=None):
+    """A running server: its process and a client. Without a folder it keeps conversations in memory."""
+    sessions = ["--in-memory"] if folder is None else ["--sessions", folder]
+    process = command(checkpoint, "--port", 0, "--window", 200, "--name", "tiny", *sessions)
     try:
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
         draining = threading.Thread(target=process.stderr.read, daemon=True)
@@ -42,8 +45,8 @@ def served(checkpoint, folder):
         process.wait()
 
 
-def ask(client, messages):
-    return client.chat.completions.create(model="tiny", messages=messages, temperature=0)
+def ask(client, messages, **options):
+    return client.chat.completions.create(model="tiny", messages=messages, temperature=0, **options)
 
 
 def test_a_conversation_goes_on_after_kills_at_random_times(checkpoint, tmp_path):
@@ -72,6 +75,22 @@ def test_it_ends_when_it_is_told_to(checkpoint, tmp_path):
         assert process.wait(20) in (0, -15)
 
 
+def test_a_model_with_states_is_served_from_memory(tmp_path):
+    tokenizer = byte_tokenizer(WITH_TOOLS)
+    for part in (animal_of("lfm2", vocab_size=len(tokenizer)).build(), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    process = command(tmp_path / "model", "--sessions", tmp_path / "none", "--window", 20)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2 and "--in-memory" in err and "Traceback" not in err
+    with served(tmp_path / "model") as (_, client):
+        messages = [user("number 1")]
+        for text in ("number 2", "number 3"):
+            said = ask(client, messages, max_tokens=4).choices[0].message.content
+            messages += [{"role": "assistant", "content": said}, user(text)]
+        usage = ask(client, messages, max_tokens=4).usage
+        assert usage.prompt_tokens_details.cached_tokens > 0
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -80,6 +99,7 @@ def test_it_ends_when_it_is_told_to(checkpoint, tmp_path):
         (["--window", "0"], "--window"),
         (["--template-kwargs", "{"], "JSON"),
         (["--rows", "0"], "--rows"),
+        (["--in-memory"], "--sessions"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(checkpoint, tmp_path, options, word):
