@@ -19,7 +19,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import tempfile
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ import torch
 import transformers
 
 import attention_sinks
+from attention_sinks.command.quiet import quiet_libraries
 from attention_sinks.versions import CACHE
 from benchmark.lib.common import build_parser, fail, positive_int
 from benchmark.lib.experiments import add_cache_arguments, check_sizes
@@ -232,7 +232,6 @@ def main() -> None:
     except ValueError as error:
         fail(parser, error)
     torch.set_num_threads(args.threads)
-    logging.getLogger("attention_sinks").setLevel(logging.ERROR)  # caches forget a long system prompt on purpose
     sinks, window = args.attention_sink_size, args.window_size - args.attention_sink_size
     plain = build_shape(args.shape, "cpu", torch.float32, eos_token_id=None)
     model = attention_sinks.inject_attention_sinks(plain, sinks, window)
@@ -241,7 +240,8 @@ def main() -> None:
     rows: list[dict] = []
     for name, measure in zip(MEASURES, (measure_steps, measure_reading, measure_waking), strict=True):
         if name in args.measures:
-            rows += (new := measure(model, args))
+            with quiet_libraries():  # caches forget a long system prompt on purpose
+                rows += (new := measure(model, args))
             print_rows(new)
     path = args.output or Path(f"benchmark/outputs/speed/pool_{args.shape}.csv")
     facts = environment(model, args)

@@ -231,7 +231,6 @@ def row(measure: str, what: str, value: float, unit: str) -> Row:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    logging.getLogger("attention_sinks").setLevel(logging.ERROR)
     found = {"clients": measure_clients, "turns": measure_turns, "overhead": measure_overhead}
     rows = [each for name in MEASURES if name in args.measures for each in found[name](args)]
     facts = {"torch_version": torch.__version__, "transformers_version": transformers.__version__}

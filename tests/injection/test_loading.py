@@ -33,6 +33,7 @@ PUBLIC_NAMES = [
     "StreamingChat",
     "StreamPool",
     "Conversation",
+    "ConversationMovedError",
     "PoolAnswerStream",
     "PoolFullError",
     "PoolNumbers",
