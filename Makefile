@@ -16,7 +16,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # pip chooses in this order, so that Transformers is the newest and the others are the newest that it can use.
 NEWEST := transformers accelerate tokenizers huggingface_hub peft
 NO_MODEL := -m "not real_model and not every_architecture"
-WITHOUT := $(addprefix --ignore=tests/,sessions server benchmark)
+WITHOUT := $(addprefix --ignore=tests/,sessions server benchmark cache/test_one_act.py cache/test_hostile_files.py \
+	chat/test_chat_interrupted.py)
 
 .PHONY: demo serve test test-architectures test-oldest test-newest environments env-newest lock style docs help clean
 
@@ -44,7 +45,7 @@ test-architectures: $(VENV)/.dev ## run the checks of every architecture
 	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m every_architecture
 
 # The tests that need no real model, with the oldest supported Transformers; without those of what never asks it anything:
-# folders of sessions, HTTP and the benchmark scripts.
+# folders of sessions, HTTP, the benchmark scripts, hostile files, and Ctrl-C at every line of this library.
 test-oldest: $(VENV_OLDEST)/.test ## run the tests with the oldest supported Transformers
 	@$(VENV_OLDEST)/bin/python .ci/versions.py
 	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) $(NO_MODEL) $(WITHOUT)
