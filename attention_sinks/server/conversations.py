@@ -72,6 +72,8 @@ class Seating:
         How many turns it must have had; None where any number is right, because the client has named it.
     key : str or None
         What it was found by.
+    end : str or None
+        The key of the history that ends with the request; None where not all of that is known.
     """
 
     conversation: Conversation
@@ -79,6 +81,7 @@ class Seating:
     messages: list[Message]
     turns: int | None
     key: str | None = None
+    end: str | None = None
 
 
 class Conversations:
@@ -125,10 +128,12 @@ class Conversations:
         return Seating(self.pool.conversation(name, **asked.options), name, new, None)
 
     def _found(self, asked: Asked, anew: bool) -> Seating:
-        for key, count in () if anew else self._candidates(asked):
+        keys = self._keys_of(asked)
+        end = keys[-1][0] if asked.previous is None else None
+        for key, count in () if anew else self._candidates(asked, keys):
             if (place := self._histories.find(key)) is not None:
                 conversation = self.pool.conversation(place.session, **asked.options)
-                return Seating(conversation, place.session, asked.messages[count:], place.turns, key)
+                return Seating(conversation, place.session, asked.messages[count:], place.turns, key, end)
         if asked.previous is not None:
             raise RequestError(
                 404,
@@ -138,24 +143,28 @@ class Conversations:
                 "previous_response_id",
             )
         name = f"{asked.owner}/{FOUND}/{uuid.uuid4().hex}"
-        return Seating(self.pool.conversation(name, **asked.options), name, asked.messages, 0)
+        return Seating(self.pool.conversation(name, **asked.options), name, asked.messages, 0, end=end)
 
-    def _candidates(self, asked: Asked) -> list[tuple[str, int]]:
+    def _candidates(self, asked: Asked, keys: list[tuple[str, int]]) -> list[tuple[str, int]]:
         """Return the keys of histories that the request may go on from, the longest first, and their messages."""
         if asked.previous is not None:
+            return keys
+        return [(key, count) for key, count in reversed(keys) if asked.messages[count - 1]["role"] == "assistant"]
+
+    def _keys_of(self, asked: Asked) -> list[tuple[str, int]]:
+        """Return the key of the earlier response or, for every message, that of the history that ends with it."""
+        if asked.previous is not None:
             return [(self._key_of(asked.owner, asked.previous), 0)]
-        keys = enumerate(zip(keys_of(self._beginning(asked), asked.messages), asked.messages, strict=True), 1)
-        ends = [(key, count) for count, (key, message) in keys if message["role"] == "assistant"]
-        return ends[::-1]
+        beginning = digest(asked.owner, self._model, asked.options)
+        return [(key, count) for count, key in enumerate(keys_of(beginning, asked.messages), 1)]
 
     def moved(self, asked: Asked, seating: Seating, answer: Message) -> None:
         """Note where the conversation of a request stands after its answer."""
         if seating.turns is None:
             return
         keys = [] if asked.response is None else [self._key_of(asked.owner, asked.response)]
-        if asked.previous is None:  # all of its messages are known
-            *_, key = keys_of(self._beginning(asked), [*asked.messages, answer])
-            keys.append(key)
+        if seating.end is not None:
+            keys += keys_of(seating.end, [answer])
         place = Place(seating.session, seating.turns + 1)
         for key in keys:
             self._histories.note(key, place)
@@ -165,9 +174,6 @@ class Conversations:
                 self._keys[seating.session] = keys
         for key in filter(None, {*old} - {*keys}):
             self._histories.forget(key)
-
-    def _beginning(self, asked: Asked) -> str:
-        return digest(asked.owner, self._model, asked.options)
 
     def _key_of(self, owner: str, response: str) -> str:
         return digest(owner, self._model, "response", response)

@@ -15,14 +15,6 @@ from support.benchmark_helpers import refused, run_script
 SMALL = ["--shape", "tiny", "--window_size", 16, "--threads", 1, "--rounds", 1, "--steps", 2]
 
 
-@pytest.fixture(autouse=True)
-def restored_threads():
-    """The scripts set PyTorch's number of threads; the tests go on with their own."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def run(tmp_path):
     """Run the script on the tiny shape; returns the rows of the CSV."""

@@ -3,18 +3,9 @@
 import csv
 
 import pytest
-import torch
 
 from benchmark.speed import server_load
 from support.benchmark_helpers import run_script
-
-
-@pytest.fixture(autouse=True)
-def restored_threads():
-    """The script sets PyTorch's number of threads; the tests go on with their own."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
