@@ -15,14 +15,6 @@ SMALL = ["--window_size", "24", "--threads", "1"]
 
 
 @pytest.fixture
-def restored_threads():
-    """The scripts set PyTorch's number of threads; the tests go on with their own."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def run(tmp_path, restored_threads):
     """Run on the tiny shape; returns what was printed and the rows of the CSV."""
 
