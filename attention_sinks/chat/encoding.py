@@ -11,7 +11,7 @@ from typing import Any
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Code points that Unicode keeps free of meaning; two that no message has enclose a special token in a message."""
 
-ENCODING = threading.Lock()
+ENCODING_LOCK = threading.Lock()
 """Held while a text is encoded. Tokenizers keep `split_special_tokens` as a setting of their own during the call, so
 another thread would encode what a template has written as text, or a message as control tokens."""
 
@@ -107,7 +107,7 @@ class TemplateEncoder:
         return self._ids(text, split_special_tokens=True)
 
     def _ids(self, text: str, **options: Any) -> list[int]:
-        with ENCODING:
+        with ENCODING_LOCK:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False, **options).input_ids
         return ids
 

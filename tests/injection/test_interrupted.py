@@ -4,7 +4,9 @@ The model is then as it was, or as it would have been without Ctrl-C. Its module
 in these states, so that the few states need be run only once.
 """
 
+import re
 import types
+from pathlib import Path
 from unittest import mock
 
 import accelerate
@@ -18,7 +20,7 @@ from attention_sinks.architecture.streaming_class import _CLASSES, plain_class
 from attention_sinks.patches import plain_config
 from attention_sinks.patching import InstalledPatches
 from attention_sinks.versions import CACHE
-from support.faults import interrupted
+from support.faults import LOCKED, PACKAGE, interrupted
 from support.helpers import TEETH, assert_close, largest_difference, random_ids, tiny_llama
 from support.zoo import animal_of
 
@@ -225,3 +227,11 @@ def interrupted_after(classes_set):
         real(module, module_class)
 
     return set_class
+
+
+def test_ctrl_c_spares_the_end_of_every_lock():
+    """A lock that these tests do not know by its name would stay held, and whoever takes it next would wait for ever."""
+    sources = [path.read_text(encoding="utf-8") for path in sorted(Path(PACKAGE).rglob("*.py"))]
+    locks = {name for source in sources for name in re.findall(r"([\w.]+)\b[^=\n]* = (?:threading\.)?R?Lock\(\)", source)}
+    assert {"ENCODING_LOCK", "self._lock", "self._mutex"} <= locks
+    assert all(LOCKED.fullmatch(f"with {name}:") for name in locks)

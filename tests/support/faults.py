@@ -12,6 +12,7 @@ import torch
 import attention_sinks
 
 PACKAGE = str(Path(attention_sinks.__file__).parent)
+LOCKED = re.compile(r"with [\w.]*(lock|mutex):", re.IGNORECASE)
 
 
 @cache
@@ -19,7 +20,7 @@ def _lock_exits(code):
     """The instructions of `code` at which a `with` gives a lock back. Python lets no Ctrl-C through before them."""
     seen, exits = set(), set()
     for offset, line in dis.findlinestarts(code):
-        if line in seen and re.search(r"with self\._(lock|mutex):", linecache.getline(code.co_filename, line)):
+        if line in seen and LOCKED.search(linecache.getline(code.co_filename, line)):
             exits.add(offset)
         seen.add(line)
     return exits
