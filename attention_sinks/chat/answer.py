@@ -43,11 +43,14 @@ class Usage:
         Tokens of the answer, thoughts included, without the one that ended it.
     tokens_cached : int
         Tokens in the cache when the last of them was made.
+    tokens_seen : int
+        Tokens of the conversation until then, those that are forgotten included.
     """
 
     tokens_read: int = 0
     tokens_written: int = 0
     tokens_cached: int = 0
+    tokens_seen: int = 0
 
 
 class Answer:

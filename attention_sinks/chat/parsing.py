@@ -54,7 +54,7 @@ class AnswerParser:
         self._raw = ""
         self._is_whole = True  # no exception has come between a token and what follows from it
 
-    def say(self, token: int | None, reason: FinishReason | None, cached: int) -> list[Piece]:
+    def say(self, token: int | None, reason: FinishReason | None, cached: int, seen: int) -> list[Piece]:
         """Add a token to the answer, if there is one, and return the pieces that are now ready.
 
         Parameters
@@ -63,13 +63,13 @@ class AnswerParser:
             It was said.
         reason : "stop", "length" or "interrupted", optional
             Why the answer has ended with it. All pieces are ready then.
-        cached : int
-            Tokens in the cache.
+        cached, seen : int
+            Tokens in the cache, and tokens of the conversation.
         """
         self._is_whole = False
         pieces = self._add(token, reason is not None)
         self._tokens += [] if token is None else [token]
-        self.answer.usage = Usage(self._read, len(self._tokens), cached)
+        self.answer.usage = Usage(self._read, len(self._tokens), cached, seen)
         self.answer.begun, self.answer.finish_reason, self._is_whole = True, reason, True
         return pieces
 
@@ -82,7 +82,7 @@ class AnswerParser:
         self.answer.tool_calls = []
         self._begin()
         for token in tokens:
-            self.say(token, None, self.answer.usage.tokens_cached)
+            self.say(token, None, self.answer.usage.tokens_cached, self.answer.usage.tokens_seen)
 
     def _add(self, token: int | None, ended: bool) -> list[Piece]:
         text = self._text.add(token, ended)

@@ -169,17 +169,17 @@ class TurnTaker:
         step, stream = decoder.choose(logits), self.stream
         rows = stream.rows
         assert rows is not None  # the messages are read
-        heard = list(starmap(self._hear, zip(rows, self.voices, *step, self._cached(), strict=True)))
+        heard = list(starmap(self._hear, zip(rows, self.voices, *step, self._cached(), stream.seen, strict=True)))
         stream.rows = tuple(row for row, _ in heard)
         return [pieces for _, pieces in heard]
 
     def _hear(
-        self, row: Row, voice: AnswerParser, token: int | None, reason: str | None, cached: int
+        self, row: Row, voice: AnswerParser, token: int | None, reason: str | None, cached: int, seen: int
     ) -> tuple[Row, list[Piece]]:
         """Return where a conversation stands after a step of its answer, and the new pieces of that."""
         if not row.is_open:
             return row, []
-        pieces = voice.say(token, cast(Any, reason), cached) if voice.answer.finish_reason is None else []
+        pieces = voice.say(token, cast(Any, reason), cached, seen) if voice.answer.finish_reason is None else []
         row = row.said(token, ended=reason == "stop")
         if reason is not None:
             row = row.answered(voice.answer.message, self.forgets)
@@ -193,8 +193,8 @@ class TurnTaker:
         for row, voice in zip(rows, voices, strict=True):
             voice.go_back(row.count)
         heard = [
-            self._hear(row, voice, None, voice.answer.finish_reason or "interrupted", cached)
-            for row, voice, cached in zip(rows, voices, self._cached(), strict=True)
+            self._hear(row, voice, None, voice.answer.finish_reason or "interrupted", cached, seen)
+            for row, voice, cached, seen in zip(rows, voices, self._cached(), self.stream.seen, strict=True)
         ]
         self.stream.rows = tuple(row for row, _ in heard)
         return [pieces for _, pieces in heard]

@@ -42,6 +42,7 @@ def serve(
     compile: Annotated[bool, typer.Option("--compile", help="Slow to begin, then faster.")] = False,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model.")] = None,
     sessions: Annotated[str | None, typer.Option(metavar="PATH", help="Folder or URL of conversations.")] = None,
+    page: Annotated[bool | None, typer.Option("--page/--no-page", help="Have a page for a browser.")] = None,
     in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep none of them in a folder.")] = False,
 ) -> None:
     """Serve endless conversations with MODEL to clients of OpenAI's API."""
@@ -52,7 +53,7 @@ def serve(
             from .loading import load_to_chat
             from .quiet import quiet_libraries
 
-        settings = settings_from(host=host, port=port, api_keys=api_key or None, no_auth=no_auth or None)
+        settings = settings_from(host=host, port=port, api_keys=api_key or None, no_auth=no_auth or None, page=page)
         if in_memory and sessions is not None:
             raise ValueError(f"--in-memory and --sessions={sessions} exclude each other; leave one out.")
         with quiet_libraries():
@@ -72,11 +73,10 @@ def _serve(
     model: Any, tokenizer: Any, options: dict[str, Any], folder: str | None, name: str, settings: ServerSettings
 ) -> None:
     """Serve until the process is told to end."""
-    import uvicorn
-
     from ..pool.pool import StreamPool
     from ..server.app import create_app
     from ..server.histories import Histories
+    from ..server.running import server_of
 
     conversations, histories = (
         None if folder is None else f"{folder}/{kind}" for kind in ("conversations", "histories")
@@ -92,14 +92,10 @@ def _serve(
         with pool:
             app = create_app(pool, Histories(histories, expiry), name, settings)
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            typer.echo(f"serving {name} at http://{host}:{listener.getsockname()[1]}/v1", err=True)
-            config = uvicorn.Config(
-                app,
-                log_level="warning",
-                limit_concurrency=settings.max_connections,
-                timeout_graceful_shutdown=5,
-            )
-            uvicorn.Server(config).run([listener])
+            address = f"http://{host}:{listener.getsockname()[1]}"
+            told = f"{address}/v1 (a page: {address}/)" if settings.page else f"{address}/v1"
+            typer.echo(f"serving {name} at {told}", err=True)
+            server_of(app, settings.max_connections).run([listener])
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -164,6 +164,16 @@ class Conversation:
         """All messages and answers, where the pool keeps them, else None. It wakes the conversation."""
         return self._look(lambda talk: next(iter(talk.turns.transcripts()), []) if talk.chat.keep_transcript else None)
 
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens that it has read and written, those that are forgotten included. It wakes the conversation."""
+        return self._look(lambda talk: next(iter(talk.stream.seen), 0))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its cache; 0 before its first turn. It wakes the conversation."""
+        return self._look(lambda talk: talk.nbytes)
+
     def __repr__(self) -> str:
         state = "being answered" if self._turn is not None else "idle"
         return f"{type(self).__name__}(name={self.name!r}, {state})"

@@ -160,6 +160,10 @@ def create_app(pool: StreamPool, histories: Histories, model: str, settings: Ser
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", settings.host])
     _add_errors(app)
     _add_paths(app, service)
+    if settings.page:
+        from .page import mount_page  # importing Gradio takes seconds
+
+        mount_page(app, service.conversations, service.keys, model, settings)
     return app
 
 
@@ -205,6 +209,10 @@ def _add_paths(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    async def nothing(http: Request, path: str) -> Response:
+        raise RequestError(404, f"{http.method} /v1/{path:.200}: there is no such path, or not with this method.")
 
 
 def _model(name: str) -> dict[str, Any]:

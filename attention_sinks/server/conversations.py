@@ -18,8 +18,8 @@ from ..sessions.store import SessionInUseError
 from .errors import RequestError
 from .histories import Histories, Place, digest, keys_of
 
-NAMED, FOUND = "named", "found"
-"""The kinds of sessions: those that a client has named, and those that are found by what was said."""
+NAMED, FOUND, ON_PAGE = "named", "found", "page"
+"""The kinds of sessions: those that a client has named, those that are found by what was said, and the page's."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Asked:
         What makes it repeatable.
     session : str or None
         The name of the session that goes on; None to find the conversation by what was said.
+    kind : "named" or "page"
+        The kind of that session.
     response : str or None
         The id of the response that this is to be, where the next request may name it.
     previous : str or None
@@ -52,6 +54,7 @@ class Asked:
     config: GenerationConfig
     seed: int | None = None
     session: str | None = None
+    kind: str = NAMED
     response: str | None = None
     previous: str | None = None
 
@@ -122,7 +125,7 @@ class Conversations:
         return seating
 
     def _named(self, asked: Asked) -> Seating:
-        name = f"{asked.owner}/{NAMED}/{asked.session}"
+        name = f"{asked.owner}/{asked.kind}/{asked.session}"
         answered = [count for count, message in enumerate(asked.messages, 1) if message["role"] == "assistant"]
         new = asked.messages[answered[-1] if answered else 0 :]
         return Seating(self.pool.conversation(name, **asked.options), name, new, None)
@@ -178,18 +181,18 @@ class Conversations:
     def _key_of(self, owner: str, response: str) -> str:
         return digest(owner, self._model, "response", response)
 
-    def named(self, owner: str) -> list[tuple[str, datetime, int]]:
-        """Return the sessions that a client has named, when each was used, and its bytes; those used last first."""
-        start = f"{owner}/{NAMED}/"
+    def named(self, owner: str, kind: str = NAMED) -> list[tuple[str, datetime, int]]:
+        """Return the sessions of a client that have a name, when each was used, its bytes; those used last first."""
+        start = f"{owner}/{kind}/"
         return [
             (info.name.removeprefix(start), info.used, info.nbytes)
             for info in self.pool.sessions()
             if info.name.startswith(start)
         ]
 
-    def delete(self, owner: str, session: str) -> bool:
-        """Delete a session that a client has named, and return whether there was one."""
-        name = f"{owner}/{NAMED}/{session}"
+    def delete(self, owner: str, session: str, kind: str = NAMED) -> bool:
+        """Delete a session that has a name, and return whether there was one."""
+        name = f"{owner}/{kind}/{session}"
         existed = self.pool.delete(name)
         self._leave(name)
         return existed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -42,3 +44,18 @@ class Keys:
                 401, "The API key is missing or wrong; send the header Authorization: Bearer KEY.", "invalid_api_key"
             )
         return hashlib.sha256(b"attention_sinks owner" + key).hexdigest()[:32]
+
+    def owner_at_page(self, authorization: str | None) -> str:
+        """Return who looks at the page, for whom a browser sends the key as a password, with any name.
+
+        Raises
+        ------
+        RequestError
+            When it is none of the keys.
+        """
+        scheme, _, given = (authorization or "").partition(" ")
+        try:
+            _, _, key = base64.b64decode(given.strip()).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            key = ""
+        return self.owner(f"Bearer {key if scheme.lower() == 'basic' else ''}")

@@ -40,6 +40,8 @@ class ServerSettings(BaseSettings):
         Seconds after their last turn for which sessions are kept.
     max_connections : int
         How many requests there may be at once; others get 503.
+    page : bool
+        Whether there is a page for a browser.
     """
 
     model_config = SettingsConfigDict(env_prefix="ATTENTION_SINKS_", extra="forbid")
@@ -56,6 +58,7 @@ class ServerSettings(BaseSettings):
     sessions_per_key: PositiveInt = 256
     session_expiry: Annotated[float, Field(gt=0)] | None = None
     max_connections: PositiveInt = 512
+    page: bool = True
 
     @model_validator(mode="after")
     def _is_guarded(self) -> ServerSettings:

@@ -31,13 +31,13 @@ from typing import Any
 import psutil
 import torch
 import transformers
-import uvicorn
 from torch import nn
 from transformers import GenerationConfig
 
 from attention_sinks import StreamingChat, StreamPool, inject_attention_sinks
 from attention_sinks.server.app import create_app
 from attention_sinks.server.histories import Histories
+from attention_sinks.server.running import server_of
 from attention_sinks.server.settings import ServerSettings
 from benchmark.lib.common import build_parser, positive_int
 from benchmark.lib.results import write_csv
@@ -72,10 +72,10 @@ def parse_args() -> argparse.Namespace:
 def served(model: nn.Module, rows: int) -> Iterator[tuple[StreamPool, int]]:
     """A running server: its pool and its port."""
     tokenizer, histories = word_tokenizer(model), Histories(None)
-    settings = ServerSettings(sessions_per_key=128, max_connections=1000, max_tokens=100_000)
+    settings = ServerSettings(sessions_per_key=128, max_connections=1000, max_tokens=100_000, page=False)
     with StreamPool(model, tokenizer, rows) as pool:
         app = create_app(pool, histories, NAME, settings)
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+        server = server_of(app, host="127.0.0.1", port=0)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:

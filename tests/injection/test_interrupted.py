@@ -230,8 +230,10 @@ def interrupted_after(classes_set):
 
 
 def test_ctrl_c_spares_the_end_of_every_lock():
-    """A lock that these tests do not know by its name would stay held, and whoever takes it next would wait for ever."""
+    """A lock that these tests do not know by its name would stay held, and its next user would wait for ever."""
     sources = [path.read_text(encoding="utf-8") for path in sorted(Path(PACKAGE).rglob("*.py"))]
-    locks = {name for source in sources for name in re.findall(r"([\w.]+)\b[^=\n]* = (?:threading\.)?R?Lock\(\)", source)}
+    locks = {
+        name for source in sources for name in re.findall(r"([\w.]+)\b[^=\n]* = (?:threading\.)?R?Lock\(\)", source)
+    }
     assert {"ENCODING_LOCK", "self._lock", "self._mutex"} <= locks
     assert all(LOCKED.fullmatch(f"with {name}:") for name in locks)

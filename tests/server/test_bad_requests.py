@@ -98,7 +98,7 @@ def test_what_openai_clients_send_besides_is_accepted(serve):
 
 def test_unknown_paths_and_methods(serve):
     with serve() as served:
-        for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)):
+        for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 404)):
             got, told = post(served, "", path=path, method=method)
             assert got == status and told["error"]["message"]
 

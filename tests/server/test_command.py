@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from urllib.request import urlopen
 
 import pytest
 from openai import APIConnectionError, OpenAI
@@ -31,10 +32,10 @@ def command(*options):
 
 
 @contextmanager
-def served(checkpoint, folder=None):
+def served(checkpoint, folder=None, page="--no-page"):
     """A running server: its process and a client. Without a folder it keeps conversations in memory."""
     sessions = ["--in-memory"] if folder is None else ["--sessions", folder]
-    process = command(checkpoint, "--port", 0, "--window", 200, "--name", "tiny", *sessions)
+    process = command(checkpoint, "--port", 0, "--window", 200, "--name", "tiny", page, *sessions)
     try:
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
         draining = threading.Thread(target=process.stderr.read, daemon=True)
@@ -68,7 +69,9 @@ def test_a_conversation_goes_on_after_kills_at_random_times(checkpoint, tmp_path
 
 
 def test_it_ends_when_it_is_told_to(checkpoint, tmp_path):
-    with served(checkpoint, tmp_path) as (process, client):
+    with served(checkpoint, tmp_path, "--page") as (process, client):
+        with urlopen(str(client.base_url).removesuffix("v1/")) as page:
+            assert b"gradio" in page.read()
         stream = client.chat.completions.create(model="tiny", messages=[user("number 1")], stream=True)
         assert history_of(stream)
         process.terminate()

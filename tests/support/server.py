@@ -4,11 +4,11 @@ import threading
 import time
 from contextlib import contextmanager
 
-import uvicorn
 from openai import OpenAI
 
 from attention_sinks.server.app import create_app
 from attention_sinks.server.histories import Histories
+from attention_sinks.server.running import server_of
 from attention_sinks.server.settings import ServerSettings
 
 MODEL = "tiny"
@@ -37,11 +37,11 @@ class Served:
 
 
 @contextmanager
-def serving(pool, folder=None, model=MODEL, **settings):
-    """Serve a pool, which is closed at the end, in a thread."""
+def serving(pool, folder=None, model=MODEL, page=False, **settings):
+    """Serve a pool, which is closed at the end, in a thread; without the page, which takes a second to make."""
     histories = Histories(None if folder is None else str(folder / "histories"))
-    app = create_app(pool, histories, model, ServerSettings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on"))
+    app = create_app(pool, histories, model, ServerSettings(page=page, **settings))
+    server = server_of(app, host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
