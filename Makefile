@@ -15,9 +15,7 @@ INSTALL := $(PIP) --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 # pip chooses in this order, so that Transformers is the newest and the others are the newest that it can use.
 NEWEST := transformers accelerate tokenizers huggingface_hub peft
-NO_MODEL := -m "not real_model and not every_architecture"
-WITHOUT := $(addprefix --ignore=tests/,sessions server benchmark cache/test_one_act.py cache/test_hostile_files.py \
-	chat/test_chat_interrupted.py)
+EACH_RELEASE := -m "each_release and not real_model and not every_architecture"
 
 .PHONY: demo serve test test-architectures test-oldest test-newest environments env-newest lock style docs help clean
 
@@ -44,16 +42,16 @@ test-architectures: $(VENV)/.dev ## run the checks of every architecture
 	@$(VENV)/bin/python .ci/versions.py
 	$(VENV)/bin/python -m pytest tests $(PARALLEL) -m every_architecture
 
-# The tests that need no real model, with the oldest supported Transformers; without those of what never asks it anything:
-# folders of sessions, HTTP, the benchmark scripts, hostile files, and Ctrl-C at every line of this library.
-test-oldest: $(VENV_OLDEST)/.test ## run the tests with the oldest supported Transformers
+# The tests that a release of Transformers is likely to break, with the oldest supported one. The workflow on GitHub runs
+# all of them with it, on three systems.
+test-oldest: $(VENV_OLDEST)/.test ## run the tests that a release is likely to break, with the oldest supported Transformers
 	@$(VENV_OLDEST)/bin/python .ci/versions.py
-	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) $(NO_MODEL) $(WITHOUT)
+	$(VENV_OLDEST)/bin/python -m pytest tests $(PARALLEL) $(EACH_RELEASE)
 
-# The tests that a new Transformers is likely to break, with the newest one that the registry has today.
-test-newest: env-newest ## run the tests that a new Transformers is likely to break, with the newest one
+# The same with the newest one that the registry has today.
+test-newest: env-newest ## run the tests that a release is likely to break, with the newest Transformers
 	@$(VENV_NEWEST)/bin/python .ci/versions.py
-	$(VENV_NEWEST)/bin/python -m pytest tests $(PARALLEL) -m "newest and not real_model and not every_architecture"
+	$(VENV_NEWEST)/bin/python -m pytest tests $(PARALLEL) $(EACH_RELEASE)
 
 # All that the tests need. `make --jobs=3 environments` installs them side by side.
 environments: $(VENV)/.dev $(VENV_OLDEST)/.test env-newest ## install all that the tests need

@@ -18,7 +18,7 @@ from attention_sinks.cache.storage import read_file, write_file
 from support.contract import left_padded, pattern, stream_rows
 from support.helpers import S, W, assert_same_state, random_ids, refused, state_of, stored_bytes, stream, tiny_llama
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 DTYPES = [torch.float32, torch.bfloat16]
 

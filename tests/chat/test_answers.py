@@ -13,7 +13,7 @@ from attention_sinks import Answer, AnswerStreams, Piece, StreamingChat, inject_
 from support.helpers import refused, tiny_llama
 from support.toy_tokenizers import CHATML, word_tokenizer
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 S, W = 4, 12
 

@@ -37,7 +37,7 @@ from support.toy_tokenizers import (
     word_tokenizer,
 )
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 S, W = 4, 12
 QUESTIONS = ["w1 w2", "w3", "w4 w5 w6 w7 w8", "w9 w10", "w11"]

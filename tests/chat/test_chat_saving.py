@@ -9,7 +9,7 @@ from support.helpers import random_ids, refused, tiny_llama
 from support.pages import CHAT, SAVING, run_block
 from support.toy_tokenizers import CHATML, DEFAULT_SYSTEM, WORDS, byte_tokenizer, word_tokenizer
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 S, W = 4, 12
 TURNS = ["w1 w2", "w3 w4 w5", "w6", "w7 w8"]

@@ -10,7 +10,7 @@ from support.helpers import refused
 from support.paths import ROOT
 from support.told_chat import SYSTEM, ToldChat
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 SMALL, LARGE = 16, 2000
 WAYS = [("keep", SMALL), ("forget", SMALL), ("forget", LARGE)]

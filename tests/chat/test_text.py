@@ -12,7 +12,7 @@ from attention_sinks.chat.text import LONGEST, AnswerText
 from support.helpers import refused
 from support.toy_tokenizers import byte_tokenizer
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 MARKED = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"

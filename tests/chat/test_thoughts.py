@@ -17,7 +17,7 @@ from support.helpers import assert_close, random_ids, refused, stream, tiny_llam
 from support.toy_tokenizers import thinking_tokenizer, word_tokenizer
 from support.zoo import animal_of
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 S, W = 4, 24
 ANSWER = GenerationConfig(max_new_tokens=40)

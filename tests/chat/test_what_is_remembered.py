@@ -12,7 +12,7 @@ from attention_sinks.chat.rows import TurnLog
 from support.helpers import refused, tiny_llama
 from support.toy_tokenizers import WORDS, thinking_tokenizer, word_tokenizer
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 S, W = 4, 24
 ANSWER = GenerationConfig(suppress_tokens=[0, 1, 2, 3, 4, 5], max_new_tokens=5)

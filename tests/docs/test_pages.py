@@ -45,7 +45,7 @@ def server_for(page, folder):
         assert pool.numbers.turns_finished == 2
 
 
-@pytest.mark.newest
+@pytest.mark.each_release
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_every_python_block_runs(page, checkpoint, tmp_path, monkeypatch, capsys):
     """The blocks of a page share their names, as for a reader who types one after another."""

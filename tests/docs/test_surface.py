@@ -33,7 +33,7 @@ from support.helpers import tiny_llama
 from support.paths import ROOT
 from support.zoo import ZOO, animal_of
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 NAME = "docs/transformers.md"
 PAGE = ROOT / NAME

@@ -10,7 +10,7 @@ from references.naive import naive_logits
 from support.contract import left_padded
 from support.helpers import S, W, assert_close, assert_tokens_follow, random_ids, stream, tiny_llama
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 
 def assert_greedy(sequence, prompt_length):

@@ -30,7 +30,7 @@ from support.helpers import (
 )
 from support.toy_tokenizers import number_tokenizer
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 ROOM = S + W + 1
 

@@ -19,7 +19,7 @@ from attention_sinks.versions import CACHE
 from references.naive import naive_logits
 from support.helpers import TEETH, assert_close, cut, largest_difference, plain_logits, random_ids, stream, tiny_llama
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 S, W = 4, 12
 IDS = random_ids(80)

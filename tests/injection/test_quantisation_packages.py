@@ -85,7 +85,7 @@ def test_methods_that_need_nothing_we_know(tmp_path, nothing_installed, setting)
     attention_sinks.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-@pytest.mark.newest
+@pytest.mark.each_release
 @pytest.mark.parametrize("method", PACKAGES)
 def test_transformers_needs_these_packages(tmp_path, method):
     """It refuses as well, so nothing is refused that would load."""

@@ -30,7 +30,7 @@ from support.helpers import assert_close, everything_of, random_ids, refused, st
 from support.pages import STREAMS, run_block
 from support.zoo import MODELS, animal_of
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 
 @pytest.fixture

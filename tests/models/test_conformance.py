@@ -5,7 +5,7 @@ import pytest
 from support.conformance import CHECKS, has_what_the_row_claims
 from support.zoo import MODELS
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 
 @pytest.mark.parametrize("animal", MODELS)

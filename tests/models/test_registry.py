@@ -18,7 +18,7 @@ from support.helpers import refused
 from support.paths import ROOT
 from support.zoo import ENTRIES, ZOO
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 KNOWN = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 

@@ -15,7 +15,7 @@ from attention_sinks.models.registry import ARCHITECTURES
 from attention_sinks.versions import NEWEST_TRANSFORMERS, transformers_release
 from support.paths import ROOT
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 PAGE = ROOT / "docs" / "models.md"
 

@@ -30,7 +30,7 @@ from support.helpers import (
 )
 from support.zoo import MODELS
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 IDS = random_ids(1, 30)
 NAMES = pytest.mark.parametrize("name", CACHE_NAMES)

@@ -266,7 +266,7 @@ def test_generate_compiles_by_itself(batch_size):
     assert graphs() == 1
 
 
-@pytest.mark.newest
+@pytest.mark.each_release
 def test_the_guide_to_compiling():
     model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(1, 20)
     names = {"torch": torch, "model": model, "ids": ids, "AttentionSinkKVCache": AttentionSinkKVCache}

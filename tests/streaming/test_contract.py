@@ -8,7 +8,7 @@ from references.naive import naive_logits
 from support.contract import CHECKS, Subject
 from support.helpers import tiny_llama
 
-pytestmark = pytest.mark.newest
+pytestmark = pytest.mark.each_release
 
 
 def llama(sinks=4, window=12, **config):
