@@ -17,7 +17,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 NEWEST := transformers accelerate tokenizers huggingface_hub peft
 EACH_RELEASE := -m "each_release and not real_model and not every_architecture"
 
-.PHONY: demo serve test test-architectures test-oldest test-newest environments env-newest lock style docs help clean
+.PHONY: demo serve image test test-architectures test-oldest test-newest environments env-newest lock style docs help clean
 
 # Where several workers share the cores, threads that spin while they wait hold each other up: on two busy cores, the
 # real model takes about four times as many steps a second without.
@@ -70,13 +70,18 @@ lock: $(VENV_LOCK)/bin/uv ## write constraints.txt anew, with the newest release
 	(grep '^#' constraints.txt; LC_ALL=C sort -t= -k1,1 -k3r $(VENV_LOCK)/locked.txt) > $(VENV_LOCK)/constraints.txt
 	mv $(VENV_LOCK)/constraints.txt constraints.txt
 
-# Ruff checks style and format, import-linter the direction of imports, mypy and pyright the types.
-style: $(VENV)/.dev ## check style, direction of imports and types
+# Ruff checks style and format, import-linter the direction of imports, mypy and pyright the types, hadolint the image.
+style: $(VENV)/.dev ## check style, direction of imports, types and the Dockerfile
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/hadolint Dockerfile
+
+# Needs Docker, and a network: the base image and all packages come from there.
+image: ## build an image of the server with Docker
+	docker build --tag attention-sinks .
 
 # The site lies in site/ afterwards. Building it needs no network.
 docs: $(VENV)/.dev ## build the documentation, with any dead link an error

@@ -46,6 +46,25 @@ def load_model(report: ModelReport, cure: str, window: int, dtype: str, device: 
     return model.eval()
 
 
+def look_to_chat(
+    name: str, system: str | None, template_kwargs: dict[str, Any] | None, sinks: int | None, window: int | None
+) -> tuple[ModelReport, Any, int]:
+    """Return what is known of a model without its weights, its tokenizer, and the window.
+
+    Raises
+    ------
+    ValueError
+        When there is no such model, it cannot chat, or the window is too large for it.
+    """
+    report, tokenizer = report_and_tokenizer(find_source(name), SinkSettings.sink_size if sinks is None else sinks)
+    window = report.window if window is None else window
+    check_window(report, window)
+    if report.chat_problem is not None:
+        raise ValueError(f"{name!r} cannot chat: {report.chat_problem}")
+    ChatTemplate(tokenizer, system, None, None, template_kwargs)  # refused before weights are read
+    return report, tokenizer, window
+
+
 def load_to_chat(
     name: str,
     system: str | None,
@@ -64,12 +83,7 @@ def load_to_chat(
     ValueError
         When there is no such model or device, it cannot chat, or the window is too large for it.
     """
-    report, tokenizer = report_and_tokenizer(find_source(name), SinkSettings.sink_size if sinks is None else sinks)
-    window = report.window if window is None else window
-    check_window(report, window)
-    if report.chat_problem is not None:
-        raise ValueError(f"{name!r} cannot chat: {report.chat_problem}")
-    ChatTemplate(tokenizer, system, None, None, template_kwargs)  # refused before weights are read
+    report, tokenizer, window = look_to_chat(name, system, template_kwargs, sinks, window)
     return load_model(report, "try --dtype bfloat16", window, dtype, device), tokenizer
 
 

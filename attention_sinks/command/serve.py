@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +20,11 @@ from .imports import imports_that_stay
 from .typed import json_object
 
 if TYPE_CHECKING:
+    from ..pool.pool import StreamPool
+    from ..server.histories import Histories
     from ..server.settings import ServerSettings
+
+    Opened = Callable[[], tuple[StreamPool, Histories]]
 
 EXAMPLES = """\b
 Examples:
@@ -44,20 +53,22 @@ def serve(
     sessions: Annotated[str | None, typer.Option(metavar="PATH", help="Folder or URL of conversations.")] = None,
     page: Annotated[bool | None, typer.Option("--page/--no-page", help="Have a page for a browser.")] = None,
     in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep none of them in a folder.")] = False,
+    replicas: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that hold the model, by Ray.")] = 1,
+    gpus: Annotated[
+        float | None, typer.Option(metavar="N", min=0, help="Of each replica (1 if there are any).")
+    ] = None,
 ) -> None:
     """Serve endless conversations with MODEL to clients of OpenAI's API."""
     with one_line_for_bad_input("serve"):
         options = None if template_kwargs is None else json_object("--template-kwargs=", template_kwargs)
         with imports_that_stay():
             from ..server.settings import settings_from
-            from .loading import load_to_chat
+            from .loading import look_to_chat
             from .quiet import quiet_libraries
 
         settings = settings_from(host=host, port=port, api_keys=api_key or None, no_auth=no_auth or None, page=page)
         if in_memory and sessions is not None:
             raise ValueError(f"--in-memory and --sessions={sessions} exclude each other; leave one out.")
-        with quiet_libraries():
-            loaded, tokenizer = load_to_chat(model, system, options, sinks, window, dtype.value, device)
         pool = {
             "rows": rows,
             "max_waiting": max_waiting,
@@ -65,37 +76,89 @@ def serve(
             "thoughts": thoughts.value,
             "chat_template_kwargs": options,
             "compile": compile,
+            "session_expiry": settings.session_expiry,
         }
-        _serve(loaded, tokenizer, pool, None if in_memory else sessions or str(_folder()), name or model, settings)
+        folder = None if in_memory else sessions or str(_folder())
+        loading = (_absolute(model), system, options, sinks, window, dtype.value, device)
+        opened = partial(open_pool, loading, pool, None if folder is None else _absolute(folder))
+        with _listening(settings.host, settings.port) as listener, quiet_libraries():
+            if replicas == 1:
+                _serve(opened, name or model, settings, listener)
+                return
+            settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+            look_to_chat(*loading[:5])  # refused before there is a cluster
+        _serve_replicas(opened, name or model, settings, replicas, gpus)
 
 
-def _serve(
-    model: Any, tokenizer: Any, options: dict[str, Any], folder: str | None, name: str, settings: ServerSettings
-) -> None:
-    """Serve until the process is told to end."""
+def open_pool(loading: tuple[Any, ...], options: dict[str, Any], folder: str | None) -> tuple[StreamPool, Histories]:
+    """Load a model, and return its pool and the histories.
+
+    Parameters
+    ----------
+    loading : tuple
+        Arguments of `load_to_chat`.
+    options : dict
+        Arguments of `StreamPool`.
+    folder : str, optional
+        Where conversations are kept; None for memory alone.
+    """
     from ..pool.pool import StreamPool
-    from ..server.app import create_app
     from ..server.histories import Histories
-    from ..server.running import server_of
+    from .loading import load_to_chat
 
     conversations, histories = (
         None if folder is None else f"{folder}/{kind}" for kind in ("conversations", "histories")
     )
-    expiry = settings.session_expiry
-    with _listening(settings.host, settings.port) as listener:
-        try:
-            pool = StreamPool(model, tokenizer, sessions=conversations, session_expiry=expiry, **options)
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                f"{error} To serve {name!r}, keep conversations in memory, --in-memory."
-            ) from error
-        with pool:
-            app = create_app(pool, Histories(histories, expiry), name, settings)
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            address = f"http://{host}:{listener.getsockname()[1]}"
-            told = f"{address}/v1 (a page: {address}/)" if settings.page else f"{address}/v1"
-            typer.echo(f"serving {name} at {told}", err=True)
-            server_of(app, settings.max_connections).run([listener])
+    model, tokenizer = load_to_chat(*loading)
+    try:
+        pool = StreamPool(model, tokenizer, sessions=conversations, **options)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"{error} To serve {loading[0]!r}, keep conversations in memory, --in-memory."
+        ) from error
+    return pool, Histories(histories, options["session_expiry"])
+
+
+def _serve(opened: Opened, name: str, settings: ServerSettings, listener: socket.socket) -> None:
+    """Serve until the process is told to end."""
+    from ..server.app import create_app
+    from ..server.running import server_of
+
+    pool, histories = opened()
+    with pool:
+        app = create_app(pool, histories, name, settings)
+        _tell(name, settings, listener.getsockname()[1])
+        server_of(app, settings.max_connections).run([listener])
+
+
+def _serve_replicas(opened: Opened, name: str, settings: ServerSettings, replicas: int, gpus: float | None) -> None:
+    """Serve by several processes until this one is told to end."""
+    import torch
+
+    from ..server.replicas import start_replicas, stop_replicas
+
+    gpus = float(torch.cuda.is_available()) if gpus is None else gpus
+    ending = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ending.set())
+    try:
+        start_replicas(opened, name, settings, replicas, gpus)
+        _tell(name, settings, settings.port)
+        ending.wait()
+    finally:
+        stop_replicas()
+
+
+def _tell(name: str, settings: ServerSettings, port: int) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{host}:{port}"
+    told = f"{address}/v1 (a page: {address}/)" if settings.page else f"{address}/v1"
+    typer.echo(f"serving {name} at {told}", err=True)
+
+
+def _absolute(path: str) -> str:
+    """Return a path that means the same in another process; names and URLs stay as they are."""
+    return path if "://" in path or not os.path.exists(path) else os.path.abspath(path)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, TypeVar
@@ -31,6 +30,7 @@ from .limits import body_of
 from .requests import AnswerRequest, ChatRequest
 from .response_requests import ResponseRequest
 from .responses import Responding
+from .routes import response_name
 from .settings import ServerSettings
 
 OPENED = int(time.time())
@@ -89,7 +89,7 @@ class Service:
         """Answer a request for a response."""
         request = await self.read(http, ResponseRequest)
         options, messages = await run_in_threadpool(getattr, request, "conversation")
-        name, previous = f"resp_{uuid.uuid4().hex}", request.previous_response_id
+        name, previous = response_name(http), request.previous_response_id
         asked = Asked(owner, options, messages, self.config(request), request.seed, response=name, previous=previous)
         response = Responding(await self.begun(http, asked), name, self.model, previous)
         if not request.stream:

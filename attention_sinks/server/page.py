@@ -108,7 +108,7 @@ class Page:
         asking = [
             event(self.ask, [self.text, self.sessions], seen, **quiet) for event in (self.send.click, self.text.submit)
         ]
-        followers = [opened, chosen, *asking]
+        followers: list[Any] = [opened, chosen, *asking]
         self.sessions.input(None, cancels=[opened, *asking])
         self.new.click(lambda: None, None, self.sessions, cancels=followers, **quiet).then(
             self.open, self.sessions, seen, **quiet

@@ -25,10 +25,12 @@ def checkpoint(tmp_path_factory):
     return save_scripted_model(tmp_path_factory.mktemp("served"), ANSWERS, by_bytes=True)
 
 
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
 def command(*options):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-m", "attention_sinks", "serve", *map(str, options)]
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(arguments, env=OFFLINE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @contextmanager
@@ -111,6 +113,17 @@ def test_bad_options_are_refused_in_one_line(checkpoint, tmp_path, options, word
     assert (process.returncode, out) == (2, "")
     assert word in err and "Traceback" not in err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("package", "extra"), [("ray", "ray"), ("gradio", "serve"), ("fastapi", "serve")])
+def test_a_package_that_is_missing(checkpoint, tmp_path, package, extra):
+    hidden = f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = ['attention-sinks', *sys.argv[1:]]; "
+    program = hidden + "runpy.run_module('attention_sinks', run_name='__main__')"
+    options = ["--in-memory", "--port", "0", "--window", "200", "--replicas", "2" if package == "ray" else "1"]
+    arguments = [sys.executable, "-c", program, "serve", str(checkpoint), *options]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, env=OFFLINE)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{package} is not installed; call `pip install 'attention_sinks[{extra}]'`" in done.stderr
 
 
 def test_a_port_that_is_taken(checkpoint, tmp_path):
