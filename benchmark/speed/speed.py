@@ -2,7 +2,8 @@
 
 Single-token steps (ms/token) are made with a full cache. Beside them stand the steps of Transformers, whose
 DynamicCache holds --window_size tokens, and the linear layers alone. --compiled adds both under torch.compile,
-Transformers with a StaticCache; --original adds attention_sinks 0.4.0. Long calls (tokens/s) begin with a new cache and
+Transformers with a StaticCache; --original adds attention_sinks 0.4.0, and --llama_cpp llama.cpp with the same weights,
+weights and cache in 32 bits and in 16. Long calls (tokens/s) begin with a new cache and
 stand beside one plain call of the same length.
 
 The script also reports the peak memory above the weights, the bytes of the cache, and the time that reading weights and
@@ -18,6 +19,7 @@ Examples:
 import argparse
 import platform
 import statistics
+import tempfile
 from pathlib import Path
 
 import torch
@@ -37,7 +39,7 @@ from benchmark.speed.contenders import (
     random_tokens,
     share_weights,
 )
-from benchmark.speed.original import Original
+from benchmark.speed.elsewhere import Elsewhere
 from benchmark.speed.shapes import SHAPES, build_shape
 
 SINKS, SINKS_COMPILED = "attention_sinks", "attention_sinks compiled"
@@ -47,6 +49,7 @@ PLAIN, PLAIN_COMPILED, LINEAR, ORIGINAL = (
     "linear_layers",
     "attention_sinks 0.4.0",
 )
+LLAMA_CPP = {"float32": "llama.cpp, 32 bits", "float16": "llama.cpp, 16 bits"}
 FLOOR = "memory floor"
 COLUMNS = [
     "measure",
@@ -92,6 +95,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("--batch_size", type=positive_int, default=1, help="(default: %(default)s)")
     add("--compiled", action="store_true", help="measure compiled steps as well; compiling takes minutes")
     add("--original", metavar="PYTHON", help="an interpreter that has attention_sinks 0.4.0, to measure it as well")
+    add("--llama_cpp", metavar="PYTHON", help="an interpreter that has llama-cpp-python, to measure it as well")
     add_cache_arguments(parser)
     timing.add_timing_arguments(parser, rounds=7, steps=32)
     add("--calls", type=positive_int, nargs="*", default=[4096, 16384], help="long calls (default: %(default)s)")
@@ -129,8 +133,8 @@ def load_models(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
     return {SINKS: streaming, PLAIN: plain}
 
 
-def measure_steps(models: dict, args: argparse.Namespace) -> list[dict]:
-    """Single-token steps with a full cache."""
+def measure_steps(models: dict, others: dict, args: argparse.Namespace) -> list[dict]:
+    """Single-token steps with a full cache, of `others` as well, which are contenders that run elsewhere."""
     plain, place = models[PLAIN], (args.window_size, args.batch_size)
     contenders = {SINKS: Streaming(models[SINKS], *place), PLAIN: Dense(plain, *place)}
     if args.compiled:
@@ -138,9 +142,9 @@ def measure_steps(models: dict, args: argparse.Namespace) -> list[dict]:
         contenders[PLAIN_COMPILED] = StaticCompiled(plain, *place)
     if args.original:
         window = args.window_size - args.attention_sink_size
-        contenders[ORIGINAL] = Original(
-            args.original, SHAPES[args.shape], args.attention_sink_size, window, args.threads
-        )
+        sizes = {"sinks": args.attention_sink_size, "window": window, "threads": args.threads}
+        contenders[ORIGINAL] = Elsewhere(args.original, ORIGINAL, config=SHAPES[args.shape], **sizes)
+    contenders |= others
     contenders[LINEAR] = LinearLayers(plain, *place)
     times = timing.time_steps(contenders, plain, args.batch_size, args.rounds, args.steps)
     rows = []
@@ -156,6 +160,19 @@ def measure_steps(models: dict, args: argparse.Namespace) -> list[dict]:
     rows.append(summary("single-token step", FLOOR, "ms/token", [floor_ms] * args.rounds, times[PLAIN]))
     rows[-1]["vs_linear_layers"] = timing.median_ratio([floor_ms] * args.rounds, times[LINEAR])
     return rows
+
+
+def llama_cpp_contenders(model: torch.nn.Module, args: argparse.Namespace) -> dict[str, Elsewhere]:
+    """llama.cpp with the weights of `model`, and with these and the cache in 16 bits."""
+    from benchmark.lib.gguf_writer import write_llama  # other runs do without the package gguf
+
+    contenders = {}
+    with tempfile.TemporaryDirectory() as folder:  # the files are mapped into memory once they are read
+        for dtype, name in LLAMA_CPP.items():
+            write_llama(model, path := f"{folder}/{dtype}.gguf", dtype)
+            settings = {"model": path, "cache": dtype, "context": args.window_size, "threads": args.threads}
+            contenders[name] = Elsewhere(args.llama_cpp, "llama.cpp", **settings)
+    return contenders
 
 
 def many_steps(contender, model: torch.nn.Module, args: argparse.Namespace) -> None:
@@ -218,11 +235,14 @@ def main() -> None:
     parser, args = parse_args()
     if args.original and args.model_name_or_path:
         parser.error("--original measures a --shape; leave --model_name_or_path out.")
+    if args.llama_cpp and args.batch_size > 1:
+        parser.error("--llama_cpp measures one row; leave --batch_size out.")
     torch.set_num_threads(args.threads)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         check_sizes(args)
         models = load_models(args)
+        contenders = {} if args.llama_cpp is None else llama_cpp_contenders(models[PLAIN], args)
     except (OSError, ValueError, NotImplementedError) as error:
         fail(parser, error)
 
@@ -230,7 +250,7 @@ def main() -> None:
     window = f"{args.attention_sink_size}+{args.window_size - args.attention_sink_size}"
     print(f"{facts['model']}, {facts['dtype']}, {facts['device_name']}, {args.threads} threads, cache {window} full")
     print(LINE.format("", "", "median", "low", "high", "", "x plain", "x linear", "x steps", "peak MiB"), flush=True)
-    rows = measure_steps(models, args)
+    rows = measure_steps(models, contenders, args)
     print_rows(rows)
     step_ms = rows[0]["median"]
     for length in args.calls:

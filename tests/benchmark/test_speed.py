@@ -1,15 +1,20 @@
 """benchmark/speed: small runs of its scripts, their columns and what they compare."""
 
 import csv
+import json
+import sys
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from attention_sinks import versions
+from benchmark.lib.gguf_writer import write_llama
 from benchmark.speed import frames
 from benchmark.speed.contenders import Dense, StaticCompiled, random_tokens
 from benchmark.speed.shapes import build_shape
 from support.benchmark_helpers import run_script
+from support.helpers import assert_close
 
 SMALL = ["--window_size", "24", "--threads", "1"]
 
@@ -40,6 +45,79 @@ def test_steps_and_calls_beside_plain_transformers(run):
     plain = next(row for row in rows if row["contender"] == "transformers")
     assert float(plain["vs_transformers"]) == 1 and not rows[-1]["vs_transformers"]
     assert "call of 128" in printed
+
+
+LLAMA_CPP = """
+import json, sys
+GGML_TYPE_F32, GGML_TYPE_F16 = 0, 1
+
+class Llama:
+    n_tokens = 0
+
+    def __init__(self, model, **options):
+        self.log = open(LOG, "a")
+        self.note({"magic": open(model, "rb").read(4).decode(), **options})
+
+    def n_vocab(self):
+        return 256
+
+    def eval(self, tokens):
+        self.note([self.n_tokens, len(tokens)])
+        self.n_tokens += len(tokens)
+
+    def note(self, what):
+        print(json.dumps(what), file=self.log, flush=True)
+"""
+"""Says what llama.cpp was asked to do."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for an interpreter is a script of a shell")
+def test_llama_cpp_steps_over_one_context_with_weights_and_cache_of_one_width(run, tmp_path):
+    log, stub, python = tmp_path / "log", tmp_path / "llama_cpp.py", tmp_path / "python"
+    stub.write_text(f"LOG = {str(log)!r}\n{LLAMA_CPP}")
+    program = (
+        f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = sys.argv[2:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$@"\n')
+    python.chmod(0o755)
+    _, rows = run("--llama_cpp", python, "--calls")
+    times = {row["contender"]: float(row["median"]) for row in rows}
+    assert times["llama.cpp, 32 bits"] > 0 and times["llama.cpp, 16 bits"] > 0
+    notes = [json.loads(line) for line in log.read_text().splitlines()]
+    made = [note for note in notes if isinstance(note, dict)]
+    assert [(note["magic"], note["type_k"], note["type_v"]) for note in made] == [("GGUF", 0, 0), ("GGUF", 1, 1)]
+    evals = [note for note in notes if isinstance(note, list)]
+    assert evals.count([0, 24]) == 2, "the context is read once"
+    assert evals.count([24, 1]) == len(evals) - 2 == 2 * 2 * 2, "rounds, steps and contenders"
+
+
+def test_llama_cpp_has_one_row_and_plain_positions(tmp_path):
+    small = ["--device", "cpu", "--llama_cpp", sys.executable, "--output", tmp_path / "speed.csv"]
+    for arguments, word in (
+        (["--shape", "tiny", "--batch_size", 2], "--batch_size"),
+        (["--model_name_or_path", saved(tmp_path)], "rope_type"),
+    ):
+        done = run_script("speed/speed", *small, *arguments)
+        assert done.code == 2 and word in done.errors
+
+
+def saved(tmp_path):
+    """A tiny model of positions that are not written."""
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    build_shape("tiny", "cpu", torch.float32, rope_parameters=rope).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("float16", 2e-2), ("bfloat16", 2e-1)])
+def test_a_model_is_written_with_its_weights(tmp_path, tied, dtype, error):
+    model = build_shape("tiny", "cpu", torch.float32, tie_word_embeddings=tied)
+    write_llama(model, tmp_path / "model.gguf", dtype)
+    again = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    ids = random_tokens(model, 20)
+    with torch.inference_mode():
+        assert_close(again(ids).logits, model(ids).logits, error)
 
 
 def test_the_cache_of_a_plain_contender_stays_at_its_length():
