@@ -84,7 +84,8 @@ class Page:
                 placeholder="Say something. The conversation may be as long as you like.",
             )
             with gr.Row():
-                self.text = gr.Textbox(
+                self.text = gr.Textbox(  # not to be written in before it is known which conversation goes on
+                    interactive=False,
                     show_label=False,
                     placeholder="Message",
                     lines=1,
@@ -93,7 +94,7 @@ class Page:
                     elem_id="text",
                     autofocus=True,
                 )
-                self.send = gr.Button("Send", variant="primary", scale=1, min_width=80)
+                self.send = gr.Button("Send", variant="primary", scale=1, min_width=80, interactive=False)
                 self.stop = gr.Button("Stop", variant="stop", scale=1, min_width=80, interactive=False)
         self.blocks = blocks
         with blocks:
@@ -134,7 +135,9 @@ class Page:
             followed = await self._answers.begin(owner, session, text)
         except Exception as error:
             raise _told(error) from error
-        yield self._controls(session, await self._names(owner, session), is_answered=True) | {self.text: ""}
+        yield self._controls(session, await self._names(owner, session), is_answered=True) | {
+            self.text: gr.Textbox("", interactive=True)
+        }
         async for update in self._shown(owner, session):
             yield update
         if followed.error is not None:
@@ -174,6 +177,7 @@ class Page:
         return {
             self.last: session,
             self.sessions: gr.Radio([(_title_of(name), name) for name in names], value=session),
+            self.text: gr.Textbox(interactive=True),
             self.send: gr.Button(interactive=not is_answered),
             self.stop: gr.Button(interactive=is_answered),
             self.delete: gr.Button(interactive=session is not None and not is_answered),
@@ -228,9 +232,13 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = scope["app"]  # the page puts its own there
 
+        is_open = False
+
         async def send_with_policy(message: MutableMapping[str, Any]) -> None:
+            nonlocal is_open
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).setdefault("Content-Security-Policy", POLICY)
+            is_open = message["type"] == "http.response.start" or message.get("more_body", False)
             await send(message)
 
         async def receive_or_end() -> MutableMapping[str, Any]:
@@ -244,6 +252,8 @@ class Guarded:
 
         is_streamed = scope["type"] == "http" and scope["path"].startswith("/gradio_api/")
         await self._app(scope, receive_or_end if is_streamed else receive, send_with_policy)
+        if is_open and is_ending(app):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def mount_page(app: FastAPI, conversations: Conversations, keys: Keys, model: str, settings: ServerSettings) -> None:

@@ -20,7 +20,7 @@ import ray
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -39,6 +39,13 @@ APP = "attention_sinks"
 
 ROUTER: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 HEALTH_SECONDS = 2.0
+OF_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is told to anybody
+    "RAY_worker_niceness": "0",  # by default, whatever else runs on the machine goes before the replicas
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine needs more than five seconds to start a process
+}
+"""Settings of a cluster of this machine, in the environment, where nobody has made others."""
+
 TRIES = 3
 """A request of which nothing was answered is sent to so many replicas, when they die."""
 
@@ -197,7 +204,8 @@ def start_replicas(opened: Opened, model: str, settings: ServerSettings, count: 
     ChildProcessError
         When the replicas do not start.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    for name, value in OF_RAY.items():
+        os.environ.setdefault(name, value)
     cores, local = 1, dict[str, Any]()
     if "RAY_ADDRESS" not in os.environ:  # a cluster of its own, which no other machine reaches
         cores = max(1, (os.cpu_count() or 1) // count)
@@ -221,16 +229,28 @@ def start_replicas(opened: Opened, model: str, settings: ServerSettings, count: 
     )
     front = serve.deployment(ray_actor_options={"num_cpus": 0}, **both)
     replicas = replica(Replica).bind(opened, model, settings)
-    serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port), logging_config=quiet)
     try:
+        _start_serve(HTTPOptions(host=settings.host, port=settings.port), quiet)
         serve.run(front(Front).bind(replicas, settings), name=APP, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError, RayError) as error:
         raise ChildProcessError(f"the replicas do not start: {_cause()}") from error
+
+
+def _start_serve(listening: HTTPOptions, logs: LoggingConfig) -> None:
+    """Start Ray Serve, and wait longer than it does by itself where the machine is busy."""
+    for is_last in [False] * (TRIES - 1) + [True]:
+        try:
+            serve.start(http_options=listening, logging_config=logs)
+            return
+        except (TimeoutError, RayError):
+            if is_last:
+                raise
 
 
 def _cause() -> str:
     """Return what a replica has raised that does not start, as the status of the application tells it."""
-    deployments = serve.status().applications[APP].deployments.values()
+    applications = serve.status().applications
+    deployments = applications[APP].deployments.values() if APP in applications else ()
     told = "\n".join(deployment.message for deployment in deployments)
     causes = re.findall(r"^\s*([\w.]*(?:Error|Exception)\b.*)", told, re.MULTILINE)
     return causes[-1] if causes else "Ray's log says why."

@@ -156,6 +156,7 @@ def test_the_server_ends_while_somebody_looks(serve, look, endless_model):
     with serve(pool={"model": endless_model}, page=True, usual_tokens=8192) as served:
         page = look(served)
         page.send("w7")
+        expect(page.page.locator("#chat .message .prose")).to_have_count(2)
         page.grows()
         began = time.monotonic()
     assert time.monotonic() - began < GRACE_SECONDS

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
 
 import openai
 import psutil
@@ -39,7 +41,9 @@ def cluster(tmp_path_factory):
             break
     assert address, "".join(told)
     threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield process, OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60)
+    client = OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60)
+    stopped(client)  # the front knows both
+    yield process, client
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
 
@@ -77,6 +81,71 @@ def replicas_of(process):
     return [child for child in children if any("Replica:attention_sinks:Replica" in part for part in child.cmdline())]
 
 
+def test_a_session_with_a_name_and_a_response_have_a_replica(cluster):
+    _, client = cluster
+    for name in range(3):
+        headers = {"X-Session-Id": f"n{name}"}
+        where = {asked(client, [user(f"number {turn}")], extra_headers=headers)[2] for turn in range(3)}
+        assert len(where) == 1
+    assert {entry["id"] for entry in client.get("/sessions", cast_to=object)["data"]} >= {"n0", "n1", "n2"}
+    assert client.delete("/sessions/n1", cast_to=object)["deleted"]
+    create = client.responses.with_raw_response.create
+    for name in range(3):
+        where, previous = set(), openai.omit
+        for turn in range(3):
+            raw = create(
+                model="tiny", input=f"number {(name + turn) % 8}", previous_response_id=previous, temperature=0
+            )
+            assert raw.parse().output_text == f"This is {(name + turn) % 8}."
+            where.add(raw.headers["x-replica"])
+            previous = raw.parse().id
+        assert len(where) == 1
+
+
+def stopped(client):
+    """How many turns were stopped, in all replicas: each is asked until all that live have answered."""
+    found, deadline = {}, time.monotonic() + 20
+    while len(found) < 2:
+        assert time.monotonic() < deadline, found
+        with urlopen(f"{client.base_url}".replace("/v1/", "/metrics")) as response:
+            numbers = response.read().decode()
+            found[response.headers["x-replica"]] = float(re.search(r'turns_total{outcome="stopped"} (\S+)', numbers)[1])
+    return sum(found.values())
+
+
+def test_a_client_that_goes_away_stops_its_answer(cluster):
+    _, client = cluster
+    before = stopped(client)
+    stream = client.chat.completions.create(model="tiny", messages=[user("count")], temperature=0, stream=True)
+    assert "".join(next(stream).choices[0].delta.content or "" for _ in range(3))
+    stream.close()
+    deadline = time.monotonic() + 20
+    while stopped(client) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_bad_requests_are_refused_as_by_one_server(cluster):
+    _, client = cluster
+    for options, kind in (({"model": "gpt"}, openai.NotFoundError), ({"n": 2}, openai.BadRequestError)):
+        with pytest.raises(kind):
+            asked(client, [user("number 1")], **options)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=WITHOUT)
+def test_the_page(cluster):
+    _, client = cluster
+    with browser() as chromium:
+        page = ChatPage(chromium.new_page(), str(client.base_url).removesuffix("v1/"))
+        assert page.ask("number 3") == "This is 3."
+        page.reload()
+        page.is_ready()
+        assert page.said == ["number 3", "This is 3."]
+        assert page.ask("number 4") == "This is 4." and len(page.said) == 4
+
+
+# The last test: afterwards, conversations move to the replica that takes the place of the one that was killed.
 def test_a_conversation_stays_in_its_replica_and_outlives_it(cluster):
     """Twelve conversations, some of which are being answered while one of the two replicas is killed."""
     process, client = cluster
@@ -122,43 +191,3 @@ def test_a_conversation_stays_in_its_replica_and_outlives_it(cluster):
             talk.messages += [user("count"), {"role": "assistant", "content": LONG}]
             assert talk.ask("number 1") == "This is 1."
         assert talk.turns[-1][0] <= little, "it went on from its last finished turn"
-
-
-def test_a_session_with_a_name_and_a_response_have_a_replica(cluster):
-    _, client = cluster
-    for name in range(3):
-        headers = {"X-Session-Id": f"n{name}"}
-        where = {asked(client, [user(f"number {turn}")], extra_headers=headers)[2] for turn in range(3)}
-        assert len(where) == 1
-    assert {entry["id"] for entry in client.get("/sessions", cast_to=object)["data"]} >= {"n0", "n1", "n2"}
-    assert client.delete("/sessions/n1", cast_to=object)["deleted"]
-    create = client.responses.with_raw_response.create
-    for name in range(3):
-        where, previous = set(), openai.omit
-        for turn in range(3):
-            raw = create(
-                model="tiny", input=f"number {(name + turn) % 8}", previous_response_id=previous, temperature=0
-            )
-            assert raw.parse().output_text == f"This is {(name + turn) % 8}."
-            where.add(raw.headers["x-replica"])
-            previous = raw.parse().id
-        assert len(where) == 1
-
-
-def test_bad_requests_are_refused_as_by_one_server(cluster):
-    _, client = cluster
-    for options, kind in (({"model": "gpt"}, openai.NotFoundError), ({"n": 2}, openai.BadRequestError)):
-        with pytest.raises(kind):
-            asked(client, [user("number 1")], **options)
-    assert [model.id for model in client.models.list()] == ["tiny"]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason=WITHOUT)
-def test_the_page(cluster):
-    _, client = cluster
-    with browser() as chromium:
-        page = ChatPage(chromium.new_page(), str(client.base_url).removesuffix("v1/"))
-        assert page.ask("number 3") == "This is 3."
-        page.reload()
-        page.is_ready()
-        assert page.ask("number 4") == "This is 4." and len(page.said) == 4

@@ -84,4 +84,4 @@ class ChatPage:
 
     def reload(self):
         self.page.reload()
-        expect(self.text).to_be_visible(timeout=30_000)
+        expect(self.text).to_be_enabled(timeout=30_000)
