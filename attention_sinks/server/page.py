@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import uuid
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Receive, Scope, Send
 from transformers import GenerationConfig
 
 from ..chat.formats import THOUGHTS
@@ -20,9 +17,9 @@ from ..chat.messages import Message
 from .conversations import ON_PAGE, Conversations
 from .errors import RequestError, failure_of
 from .followed import FollowedAnswers, Stand
+from .guarded import Guarded
 from .keys import Keys
 from .picture import STYLE, CachePicture
-from .running import is_ending
 from .settings import ServerSettings
 
 MOST_SHOWN = 200
@@ -30,15 +27,6 @@ MOST_SHOWN = 200
 
 LONGEST_TITLE = 40
 """A session is called by so many characters of its first message."""
-
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
-)
-"""What a browser may load: nothing from elsewhere, whatever an answer has written."""
-
-LOOKS_FOR_THE_END = 0.2
-"""Seconds between two looks whether the server is to end."""
 
 Update = dict[Any, Any]
 """What changes on the page: a component and its new value, for each."""
@@ -221,39 +209,6 @@ def _owner(request: gr.Request) -> str:
 def _told(error: Exception) -> gr.Error:
     """Return how the page tells of an error."""
     return gr.Error(html.escape(str(failure_of(error))), duration=None, print_exception=False)
-
-
-class Guarded:
-    """An ASGI application whose responses bring `POLICY`, and whose streams to a browser end when the server does."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = scope["app"]  # the page puts its own there
-
-        is_open = False
-
-        async def send_with_policy(message: MutableMapping[str, Any]) -> None:
-            nonlocal is_open
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).setdefault("Content-Security-Policy", POLICY)
-            is_open = message["type"] == "http.response.start" or message.get("more_body", False)
-            await send(message)
-
-        async def receive_or_end() -> MutableMapping[str, Any]:
-            receiving = asyncio.ensure_future(receive())
-            try:
-                while not receiving.done() and not is_ending(app):
-                    await asyncio.wait({receiving}, timeout=LOOKS_FOR_THE_END)
-                return receiving.result() if receiving.done() else {"type": "http.disconnect"}
-            finally:
-                receiving.cancel()
-
-        is_streamed = scope["type"] == "http" and scope["path"].startswith("/gradio_api/")
-        await self._app(scope, receive_or_end if is_streamed else receive, send_with_policy)
-        if is_open and is_ending(app):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def mount_page(app: FastAPI, conversations: Conversations, keys: Keys, model: str, settings: ServerSettings) -> None:
