@@ -317,9 +317,10 @@ class ChatStream:
 
     def adopt(self, cache: Any, rows: tuple[Row, ...], tokens: list[list[int]]) -> None:
         """Go on from what `forgetting` has returned for `tokens`."""
-        fork = self.fork
+        fork, logs = self.fork, self.logs
         assert fork is not None
         if cache is fork.cache:
-            for log, position, row in zip(self.logs, fork.seen, tokens, strict=True):
+            logs = copy.deepcopy(logs)  # `forgetting` reads the old ones when this breaks off and is begun again
+            for log, position, row in zip(logs, fork.seen, tokens, strict=True):
                 log.write(position, row)
-        self.cache, self._rows_at, self.fork = cache, {cache.get_seq_length(): rows}, None
+        self.cache, self._rows_at, self.logs, self.fork = cache, {cache.get_seq_length(): rows}, logs, None

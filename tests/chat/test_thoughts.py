@@ -11,6 +11,7 @@ from attention_sinks.chat import stream as stream_module
 from attention_sinks.chat.answer import Answer
 from attention_sinks.chat.decoding import Choosing
 from attention_sinks.chat.messages import turns_of
+from attention_sinks.chat.stream import ChatStream
 from attention_sinks.chat.turns import Request, exhaust
 from support.faults import interrupted
 from support.helpers import assert_close, random_ids, refused, stream, tiny_llama
@@ -228,6 +229,33 @@ def test_ctrl_c_at_any_line_of_a_turn_that_forgets(says, tmp_path, monkeypatch):
             found.update(fitting)
         line += 211
     assert len(found) > 2
+
+
+def test_ctrl_c_when_the_log_is_written_anew(says, tmp_path, monkeypatch):
+    """What was fed is compared with what is to be remembered, so the log must not say that before the stream does."""
+    start = begun(says)
+    allowed = future(left_after(start, 11, tmp_path, says), tmp_path)
+    chat, write, adopt = left_after(start, 0, tmp_path, says), stream_module.TurnLog.write, ChatStream.adopt
+    says(chat, RAW)
+
+    def write_and_break_off(log, *arguments):
+        write(log, *arguments)
+        raise KeyboardInterrupt
+
+    def adopt_and_break_off(*arguments):
+        with monkeypatch.context() as patched:
+            patched.setattr(stream_module.TurnLog, "write", write_and_break_off)
+            adopt(*arguments)
+
+    monkeypatch.setattr(ChatStream, "adopt", adopt_and_break_off)
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("w21")
+    monkeypatch.setattr(ChatStream, "adopt", adopt)
+    chat.stop()
+    exhaust(chat._turns.forgetting(), chat._stream)
+    rows, seen, logits = future(chat, tmp_path)
+    assert seen == allowed[1] and rows[0].turn == allowed[0][0].turn
+    assert_close(logits, allowed[2])
 
 
 def test_a_chat_saved_amid_an_answer_is_as_if_it_had_been_left(says, tmp_path):
