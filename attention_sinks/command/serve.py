@@ -81,12 +81,13 @@ def serve(
         folder = None if in_memory else sessions or str(_folder())
         loading = (_absolute(model), system, options, sinks, window, dtype.value, device)
         opened = partial(open_pool, loading, pool, None if folder is None else _absolute(folder))
-        with _listening(settings.host, settings.port) as listener, quiet_libraries():
+        with _listening(settings.host, settings.port) as listener:
             if replicas == 1:
                 _serve(opened, name or model, settings, listener)
                 return
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-            look_to_chat(*loading[:5])  # refused before there is a cluster
+            with quiet_libraries():
+                look_to_chat(*loading[:5])  # refused before there is a cluster
         _serve_replicas(opened, name or model, settings, replicas, gpus)
 
 
@@ -105,11 +106,13 @@ def open_pool(loading: tuple[Any, ...], options: dict[str, Any], folder: str | N
     from ..pool.pool import StreamPool
     from ..server.histories import Histories
     from .loading import load_to_chat
+    from .quiet import quiet_libraries
 
     conversations, histories = (
         None if folder is None else f"{folder}/{kind}" for kind in ("conversations", "histories")
     )
-    model, tokenizer = load_to_chat(*loading)
+    with quiet_libraries():
+        model, tokenizer = load_to_chat(*loading)
     try:
         pool = StreamPool(model, tokenizer, sessions=conversations, **options)
     except NotImplementedError as error:

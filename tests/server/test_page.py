@@ -63,8 +63,7 @@ def test_a_conversation_that_passes_the_window(serve, look, alone, tmp_path):
 def test_an_answer_streams_and_is_stopped(serve, look, endless_model):
     with serve(pool={"model": endless_model}, page=True, usual_tokens=8192) as served:
         page = look(served)
-        page.send("w7")
-        expect(page.page.locator("#chat .message .prose")).to_have_count(2)
+        page.begin("w7")
         for _ in range(3):
             page.grows()
         expect(page.button("Send")).to_be_disabled()
@@ -82,8 +81,7 @@ def test_an_answer_streams_and_is_stopped(serve, look, endless_model):
 def test_an_answer_goes_on_while_nobody_looks(serve, look, endless_model):
     with serve(pool={"model": endless_model}, page=True, usual_tokens=8192) as served:
         page = look(served)
-        page.send("w7")
-        expect(page.page.locator("#chat .message .prose")).to_have_count(2)
+        page.begin("w7")
         page.reload()
         expect(page.page.locator("#chat .message .prose")).to_have_count(2)
         page.grows()
@@ -155,8 +153,7 @@ def test_keys(serve, look):
 def test_the_server_ends_while_somebody_looks(serve, look, endless_model):
     with serve(pool={"model": endless_model}, page=True, usual_tokens=8192) as served:
         page = look(served)
-        page.send("w7")
-        expect(page.page.locator("#chat .message .prose")).to_have_count(2)
+        page.begin("w7")
         page.grows()
         began = time.monotonic()
     assert time.monotonic() - began < GRACE_SECONDS

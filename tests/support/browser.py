@@ -63,6 +63,11 @@ class ChatPage:
         self.text.press("Enter")
         expect(self.text).to_have_value("", timeout=20_000)
 
+    def begin(self, text):
+        """Send the first message of a conversation, and wait until its answer begins."""
+        self.send(text)
+        expect(self.page.locator("#chat .message .prose")).to_have_count(2)
+
     def ask(self, text):
         """Send a message, wait for the whole answer, and return it."""
         self.send(text)
