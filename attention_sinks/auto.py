@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import astuple
 from typing import Any, Generic, Literal, TypeVar, overload
 
+import torch
 import transformers
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from .checkpoints import check_checkpoint
 from .gguf_files import find_gguf, into_plain_weights, naming_the_package
 from .inject import inject_attention_sinks
 from .models.registry import architecture_of
-from .settings import Prefill, SinkSettings, check_names
+from .settings import CacheDtype, Prefill, SinkSettings, cache_dtype_named, check_names
 
 
 class GenerativeModel(PreTrainedModel, GenerationMixin):
@@ -30,8 +31,8 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 class _Streaming(Generic[ModelT]):
     """Auto class of Transformers whose models stream.
 
-    `from_pretrained` and `from_config` take all arguments of Transformers and three more: `attention_sink_size`,
-    `attention_sink_window_size` and `attention_sink_prefill`.
+    `from_pretrained` and `from_config` take all arguments of Transformers and four more: `attention_sink_size`,
+    `attention_sink_window_size`, `attention_sink_prefill` and `attention_sink_cache_dtype`.
     """
 
     @overload
@@ -43,6 +44,7 @@ class _Streaming(Generic[ModelT]):
         attention_sink_size: int = ...,
         attention_sink_window_size: int = ...,
         attention_sink_prefill: Prefill = ...,
+        attention_sink_cache_dtype: CacheDtype | torch.dtype | None = ...,
         output_loading_info: Literal[False] = ...,
         **kwargs: Any,
     ) -> ModelT: ...
@@ -56,6 +58,7 @@ class _Streaming(Generic[ModelT]):
         attention_sink_size: int = ...,
         attention_sink_window_size: int = ...,
         attention_sink_prefill: Prefill = ...,
+        attention_sink_cache_dtype: CacheDtype | torch.dtype | None = ...,
         output_loading_info: Literal[True],
         **kwargs: Any,
     ) -> tuple[ModelT, dict[str, Any]]: ...
@@ -68,6 +71,7 @@ class _Streaming(Generic[ModelT]):
         attention_sink_size: int = 4,
         attention_sink_window_size: int = 1020,
         attention_sink_prefill: Prefill = "streaming",
+        attention_sink_cache_dtype: CacheDtype | torch.dtype | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a checkpoint as Transformers does and inject attention sinks.
@@ -87,6 +91,9 @@ class _Streaming(Generic[ModelT]):
         attention_sink_prefill : {"streaming", "dense"}, default "streaming"
             With "streaming", the tokens of one call see what they would see one by one. With "dense", they see every
             cached token and each other.
+        attention_sink_cache_dtype : torch.dtype or str, optional
+            What keys and values are rounded to when they enter a cache: torch.bfloat16, torch.float16, "int8" (8 bits
+            a number) or "int8-int4" (8 bits for keys, 4 for values). Default: nothing is rounded.
         *model_args, **kwargs
             All other arguments of Transformers' `from_pretrained`.
 
@@ -107,7 +114,12 @@ class _Streaming(Generic[ModelT]):
         TypeError, ValueError
             When a setting is misspelt or out of range, or a GGUF file cannot be read.
         """
-        settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+        settings = SinkSettings(
+            attention_sink_size,
+            attention_sink_window_size,
+            attention_sink_prefill,
+            cache_dtype_named(attention_sink_cache_dtype),
+        )
         check_names(kwargs)
         name, kwargs = find_gguf(pretrained_model_name_or_path, kwargs)
         kwargs = into_plain_weights(check_checkpoint(name, kwargs))
@@ -124,6 +136,7 @@ class _Streaming(Generic[ModelT]):
         attention_sink_size: int = 4,
         attention_sink_window_size: int = 1020,
         attention_sink_prefill: Prefill = "streaming",
+        attention_sink_cache_dtype: CacheDtype | torch.dtype | None = None,
         **kwargs: Any,
     ) -> ModelT:
         """Make a model with random weights as Transformers does and inject attention sinks.
@@ -138,6 +151,8 @@ class _Streaming(Generic[ModelT]):
             W, the number of most recent tokens that a query sees besides itself and the sinks.
         attention_sink_prefill : {"streaming", "dense"}, default "streaming"
             What the tokens of one call see, as in `from_pretrained`.
+        attention_sink_cache_dtype : torch.dtype or str, optional
+            What keys and values are rounded to, as in `from_pretrained`.
         **kwargs
             All other arguments of Transformers' `from_config`.
 
@@ -148,7 +163,12 @@ class _Streaming(Generic[ModelT]):
         TypeError, ValueError
             When a setting is misspelt or out of range.
         """
-        settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+        settings = SinkSettings(
+            attention_sink_size,
+            attention_sink_window_size,
+            attention_sink_prefill,
+            cache_dtype_named(attention_sink_cache_dtype),
+        )
         check_names(kwargs)
         architecture_of(config)
         model: ModelT = super().from_config(config, **kwargs)  # type: ignore[misc]  # as above

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from .architecture.modules import base_model_of
 from .patching import install, installed_in, restore, uninstall
-from .settings import Prefill, SinkSettings
+from .settings import CacheDtype, Prefill, SinkSettings, cache_dtype_named
 from .verification import check_release_with, setup_for
 from .versions import is_newer_than_tested
 
@@ -22,6 +23,7 @@ def inject_attention_sinks(
     attention_sink_size: int = 4,
     attention_sink_window_size: int = 1020,
     attention_sink_prefill: Prefill = "streaming",
+    attention_sink_cache_dtype: CacheDtype | torch.dtype | None = None,
 ) -> ModelT:
     """Make a loaded model stream; injecting again replaces the settings.
 
@@ -35,6 +37,9 @@ def inject_attention_sinks(
         Most recent tokens a query sees besides itself.
     attention_sink_prefill : {"streaming", "dense"}, default "streaming"
         Whether the tokens of one call see what they would see one by one, or every cached token and each other.
+    attention_sink_cache_dtype : torch.dtype or str, optional
+        What keys and values are rounded to when they enter a cache: torch.bfloat16, torch.float16, "int8" (8 bits a
+        number) or "int8-int4" (8 bits for keys, 4 for values). Default: nothing is rounded.
 
     Returns
     -------
@@ -51,7 +56,8 @@ def inject_attention_sinks(
     RuntimeError
         While a call of a model with attention sinks runs, in another thread for example.
     """
-    settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+    cache_dtype = cache_dtype_named(attention_sink_cache_dtype)
+    settings = SinkSettings(attention_sink_size, attention_sink_window_size, attention_sink_prefill, cache_dtype)
     setup = setup_for(model, settings)
     if is_newer_than_tested():
         check_release_with(model)
@@ -78,6 +84,7 @@ def attention_sinks_injected(
     attention_sink_size: int = 4,
     attention_sink_window_size: int = 1020,
     attention_sink_prefill: Prefill = "streaming",
+    attention_sink_cache_dtype: CacheDtype | torch.dtype | None = None,
 ) -> Iterator[ModelT]:
     """`inject_attention_sinks` for the length of a `with` block; settings from before it come back after it.
 
@@ -89,6 +96,8 @@ def attention_sinks_injected(
     base = base_model_of(model)
     before = installed_in(base)
     try:
-        yield inject_attention_sinks(model, attention_sink_size, attention_sink_window_size, attention_sink_prefill)
+        yield inject_attention_sinks(
+            model, attention_sink_size, attention_sink_window_size, attention_sink_prefill, attention_sink_cache_dtype
+        )
     finally:
         restore(base, before)

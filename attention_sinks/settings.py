@@ -1,9 +1,11 @@
-"""The three settings that a user chooses. They are checked once, here."""
+"""The settings that a user chooses. They are checked once, here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import torch
 
 from .plan.reach import Reach
 
@@ -12,10 +14,16 @@ Prefill = Literal["streaming", "dense"]
 
 PREFILL_MODES: tuple[Prefill, ...] = get_args(Prefill)
 
+CacheDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int8-int4"]
+"""The names of what `attention_sink_cache_dtype` may be. A torch dtype has the name of its own."""
+
+CACHE_DTYPES: tuple[CacheDtype, ...] = get_args(CacheDtype)
+
 ARGUMENTS = {
     "attention_sink_size": "sink_size",
     "attention_sink_window_size": "window_size",
     "attention_sink_prefill": "prefill",
+    "attention_sink_cache_dtype": "cache_dtype",
 }
 """Argument of the public functions -> name of the setting."""
 
@@ -33,18 +41,22 @@ class SinkSettings:
     prefill : {"streaming", "dense"}, default "streaming"
         With "streaming", a call of n tokens equals n calls of one token. With "dense", the tokens of one call also see
         every cached token and each other, as in attention_sinks 0.4.0.
+    cache_dtype : {"auto", "float32", "bfloat16", "float16", "int8", "int8-int4"}, default "auto"
+        What keys and values are rounded to when they enter the cache. With "auto" the cache keeps them as the model
+        made them. A torch dtype stands for its name, None for "auto".
 
     Raises
     ------
     TypeError
         When a size is not an int.
     ValueError
-        When a size is too small or `prefill` is unknown.
+        When a size is too small, or `prefill` or `cache_dtype` is unknown.
     """
 
     sink_size: int = 4
     window_size: int = 1020
     prefill: Prefill = "streaming"
+    cache_dtype: CacheDtype = "auto"
 
     def __post_init__(self) -> None:
         _check_count("attention_sink_size", self.sink_size, minimum=0, cure="use 0 for plain window attention")
@@ -53,6 +65,7 @@ class SinkSettings:
             raise ValueError(
                 f"attention_sink_prefill={self.prefill!r} is unknown; choose one of {', '.join(PREFILL_MODES)}."
             )
+        object.__setattr__(self, "cache_dtype", cache_dtype_named(self.cache_dtype))
 
     @classmethod
     def pop_from(cls, kwargs: dict[str, Any]) -> SinkSettings:
@@ -76,6 +89,15 @@ class SinkSettings:
     def visible_size(self) -> int:
         """The most keys that a query ever sees: S + W + 1, for sinks, window and its own."""
         return self.sink_size + self.window_size + 1
+
+
+def cache_dtype_named(value: Any) -> CacheDtype:
+    """Return what `attention_sink_cache_dtype=value` stands for; ValueError when it is unknown."""
+    name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else "auto" if value is None else value
+    for known in CACHE_DTYPES:
+        if name == known:
+            return known
+    raise ValueError(f"attention_sink_cache_dtype={value!r} is unknown; choose one of {', '.join(CACHE_DTYPES)}.")
 
 
 def check_names(kwargs: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from ..plan.table import LayerTable
 from ..positions.frequencies import LongTextFrequencies
 from ..positions.rotary import Rotary, Source, source_of
 from ..positions.schemes import Position
-from ..settings import SinkSettings
+from ..settings import CacheDtype, SinkSettings
 from .layer_kinds import LayerKind
 from .modules import base_model_of
 from .spec import Architecture
@@ -98,7 +98,10 @@ class Setup:
         ------
         ValueError
             When a query would see more tokens than the model has positions for.
+        NotImplementedError
+            When the model or its device cannot have a cache of this dtype.
         """
+        self._check_cache_dtype(settings.cache_dtype)
         if self.native_window is not None and settings.visible_size > self.native_window:
             settings = self._cut(settings, self.native_window)
         limit = self.architecture.limit(self.model.config)
@@ -109,6 +112,19 @@ class Setup:
                 f"{limit.tokens}: {limit.reason}; choose a window of at most {limit.tokens - settings.sink_size - 1}."
             )
         return settings
+
+    def _check_cache_dtype(self, name: CacheDtype) -> None:
+        """Refuse a cache of the dtype `name` where it would be wrong."""
+        if name == "int8-int4" and self.architecture.rotated == "values":
+            raise NotImplementedError(
+                f"attention_sink_cache_dtype={name!r}: the latent attention of {self.model.config.model_type} makes "
+                "keys and values from the same numbers, for which 4 bits are too few; choose 'int8'."
+            )
+        if name != "auto" and self.model.device.type == "mps":
+            raise NotImplementedError(
+                f"attention_sink_cache_dtype={name!r} needs angles in float64, which this device (mps) does not have; "
+                "leave it out, or move the model to another device."
+            )
 
     def _cut(self, settings: SinkSettings, native: int) -> SinkSettings:
         """Return `settings` with a window such that a query sees at most `native` tokens."""

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from ..architecture.setup import Setup, setup_of
 from ..plan.table import LayerTable
 from ..positions.rotary import Source
-from ..settings import SinkSettings
+from ..settings import CacheDtype, SinkSettings, cache_dtype_named
 from .files import naming
 from .fingerprint import fingerprint
 from .layer import Layer, refuse_plain_model
@@ -44,13 +44,19 @@ class AttentionSinkKVCache(Cache):
         S. Default: the model's setting.
     attention_sink_window_size : int, optional
         W. Default: the model's setting.
+    attention_sink_cache_dtype : torch.dtype or str, optional
+        What keys and values are rounded to when they enter, each number once: torch.bfloat16, torch.float16, "int8" (8
+        bits a number) or "int8-int4" (8 bits for keys, 4 for values); "auto" keeps them as the model made them.
+        Default: the model's setting.
 
     Raises
     ------
     ValueError
-        When the model has no attention sinks injected, or a size is out of range.
+        When the model has no attention sinks injected, a size is out of range, or the dtype is unknown.
     TypeError
         When a size is not an int.
+    NotImplementedError
+        When the model or its device cannot have a cache of this dtype.
 
     Examples
     --------
@@ -66,14 +72,16 @@ class AttentionSinkKVCache(Cache):
         model: nn.Module,
         attention_sink_size: int | None = None,
         attention_sink_window_size: int | None = None,
+        attention_sink_cache_dtype: CacheDtype | torch.dtype | None = None,
     ) -> None:
         setup = setup_of(model)
         setup.notice_changes()
-        defaults = setup.settings
+        defaults, dtype = setup.settings, attention_sink_cache_dtype
         settings = SinkSettings(
             defaults.sink_size if attention_sink_size is None else attention_sink_size,
             defaults.window_size if attention_sink_window_size is None else attention_sink_window_size,
             defaults.prefill,
+            defaults.cache_dtype if dtype is None else cache_dtype_named(dtype),
         )
         self.settings = setup.fit(settings)
         setup.warn_beyond_training(self.settings)
@@ -85,7 +93,7 @@ class AttentionSinkKVCache(Cache):
         """Make empty layers for the model of `setup`; `table` says what they see."""
         self.facts = table.facts  # the layers are made for what they see, the keys rotated by the positions
         self.streams = StreamState(min(reach.visible_size for reach in table.reaches if reach is not None))
-        layers = cache_layers(setup, table, self.streams)
+        layers = cache_layers(setup, table, self.streams, self.settings.cache_dtype)
         self.layer_stack = LayerStack(layers, self.streams, table.groups)
         Cache.__init__(self, layers=layers)  # type: ignore[arg-type]  # as above
 
@@ -108,7 +116,10 @@ class AttentionSinkKVCache(Cache):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype of keys and values, which the first call of the streams decides; None before it."""
+        """The dtype of stored keys, which the first call of the streams decides where it is not chosen; None before.
+
+        Whole numbers of 8 and 4 bits lie in torch.uint8.
+        """
         return next((layer.stored_dtype for layer in self.layers if isinstance(layer, SinkLayer)), None)
 
     @property
@@ -146,9 +157,11 @@ class AttentionSinkKVCache(Cache):
 
     def __repr__(self) -> str:
         s, w, prefill = self.settings.sink_size, self.settings.window_size, self.settings.prefill
+        dtype = self.settings.cache_dtype
         return (
             f"{type(self).__name__}(attention_sink_size={s}, attention_sink_window_size={w}, "
-            f"attention_sink_prefill={prefill!r}, layers={len(self.layers)}, tokens_seen={self.tokens_seen.tolist()}, "
+            f"attention_sink_prefill={prefill!r}, attention_sink_cache_dtype={dtype!r}, "
+            f"layers={len(self.layers)}, tokens_seen={self.tokens_seen.tolist()}, "
             f"tokens_cached={self.tokens_cached.tolist()}, nbytes={self.nbytes})"
         )
 
@@ -264,7 +277,7 @@ class AttentionSinkKVCache(Cache):
         if other.settings != self.settings:
             raise ValueError(
                 f"{name} has {_in_words(other.settings)}, but cache has {_in_words(self.settings)}; use caches of one "
-                "size and prefill mode."
+                "size, prefill mode and dtype."
             )
         if not any(other.streams.seen):
             return
@@ -412,7 +425,7 @@ class AttentionSinkKVCache(Cache):
         """
         known = fingerprint(setup_of(model).model) if known is None else known
         saved = fitting_state(tensors, state, model, known)
-        cache = cls(model, *saved.settings[:2])
+        cache = cls(model, *saved.settings[:2], saved.cache_dtype)
         restore_snapshot(cache.layer_stack, cache._owner(), tensors, saved)
         return cache
 
@@ -471,4 +484,7 @@ def _check_is_cache(cache: Any, name: str) -> None:
 
 
 def _in_words(settings: SinkSettings) -> str:
-    return f"S={settings.sink_size}, W={settings.window_size}, attention_sink_prefill={settings.prefill!r}"
+    return (
+        f"S={settings.sink_size}, W={settings.window_size}, attention_sink_prefill={settings.prefill!r}, "
+        f"attention_sink_cache_dtype={settings.cache_dtype!r}"
+    )

@@ -47,4 +47,4 @@ def write_rows(states: torch.Tensor, rows: torch.Tensor, copies: torch.Tensor | 
 def rotated(states: torch.Tensor, position: Position, shift: torch.Tensor) -> torch.Tensor:
     """Return `states` [batch, heads, n, head_dim] rotated by `shift` [R, 1]."""
     assert isinstance(position, Rotary)  # other positions rotate nothing
-    return position.pairing.rotate(states, position.tables(shift))
+    return position.pairing.rotate(states, position.tables(shift, states.dtype))

@@ -12,7 +12,7 @@ from .layer import Layer
 from .sink_layer import SinkLayer
 
 Heads = tuple[int, int, int]
-"""The heads of a layer's keys and values, and what each head has of keys and of values."""
+"""The heads of a layer's keys and values, and how many elements of a buffer each head has of keys and of values."""
 
 CURE = "use the model it was saved with, or an intact copy."
 
@@ -36,11 +36,12 @@ def check_tensors(
     for index, layer in sinks.items():
         keys, values, first = (tensors[name] for name in names[index])
         heads = _checked_heads(index, layer, (keys, values, first), batch_size or 0)
-        _check_projections(index, heads, projected.get(index))
+        _check_projections(index, layer, heads, projected.get(index))
         known = (type(layer), layer.reach) if index not in projected else index
         if alike.setdefault(known, heads) != heads:
             raise ValueError(f"holds other heads in layer {index} than in layers like it; {CURE}")
-    _check_dtypes({(tensors[own[0]].dtype, tensors[own[1]].dtype) for own in names.values()}, model)
+    as_made = 2 if any(layer.precision for layer in sinks.values()) else 0  # sinks, or keys and values
+    _check_dtypes({(tensors[own[as_made]].dtype, tensors[own[as_made or 1]].dtype) for own in names.values()}, model)
 
 
 def _checked_heads(index: int, layer: SinkLayer, tensors: Sequence[torch.Tensor], batch_size: int) -> Heads:
@@ -50,8 +51,8 @@ def _checked_heads(index: int, layer: SinkLayer, tensors: Sequence[torch.Tensor]
         size, part = layer.reach.visible_size, layer.rotated_part(keys, values)
         fits = (
             keys.shape[:3] == values.shape[:3] == (batch_size, keys.shape[1], size)
-            and first.shape == (*part.shape[:2], layer.reach.sink_size if layer.rotates else 0, part.shape[3])
-            and first.dtype == part.dtype
+            and first.shape[:3] == (*part.shape[:2], layer.kept_sinks)
+            and _forms_fit(layer, tensors)
             and keys.numel()
             and values.numel()
         )
@@ -62,6 +63,20 @@ def _checked_heads(index: int, layer: SinkLayer, tensors: Sequence[torch.Tensor]
         f"holds keys, values and sinks {shapes} in layer {index}, which are not those of {batch_size} rows with "
         f"{layer.reach.visible_size} slots; {CURE}"
     )
+
+
+def _forms_fit(layer: SinkLayer, tensors: Sequence[torch.Tensor]) -> bool:
+    """Return whether sinks are like the rotated part of keys and values, which have the forms that the layer keeps."""
+    keys, values, first = tensors
+    part = layer.rotated_part(keys, values)
+    if layer.precision is None:
+        return first.shape[3] == part.shape[3] and first.dtype == part.dtype
+    form = layer.part_form
+    try:
+        fits = form.row(first.shape[3]) == part.shape[3]
+    except ValueError:
+        return False
+    return fits and (keys.dtype, values.dtype) == tuple(form.dtype for form in layer.precision)
 
 
 def _projected(model: PreTrainedModel) -> dict[int, tuple[int, int, int]]:
@@ -85,13 +100,17 @@ def _width(projection: nn.Module | None) -> int | None:
     return width if isinstance(width, int) else None
 
 
-def _check_projections(index: int, heads: Heads, projected: tuple[int, int, int] | None) -> None:
+def _check_projections(index: int, layer: SinkLayer, heads: Heads, projected: tuple[int, int, int] | None) -> None:
     """Raise ValueError unless the layer at `index` has these heads."""
-    count, key_size, value_size = heads
-    if projected is not None and (key_size, count * key_size, count * value_size) != projected:
-        size, keys, values = projected
+    if projected is None:
+        return
+    size, keys, values = projected
+    sizes = [size, values // heads[0]]
+    if layer.precision is not None:
+        sizes = [form.row(own) for form, own in zip(layer.precision, sizes, strict=True)]
+    if (heads[0] * size, heads[0] * (values // heads[0])) != (keys, values) or list(heads[1:]) != sizes:
         raise ValueError(
-            f"holds {count} heads of {key_size} and {value_size} numbers in layer {index}, but this model's have "
+            f"holds {heads[0]} heads of {heads[1]} and {heads[2]} elements in layer {index}, but this model's have "
             f"{keys} and {values} in all, {size} for a head; {CURE}"
         )
 

@@ -12,6 +12,7 @@ from ..plan.counters import Counters
 from ..plan.layer import LayerPlan
 from ..positions.schemes import Position
 from .layer import Layer
+from .precision import without_autocast
 from .sink_layer import SinkLayer
 from .stream_state import COMMITTED_COLUMNS, StreamState, selected
 
@@ -35,6 +36,9 @@ class LayerStack:
     ----------
     keeps_states : bool
         Whether any layer keeps states that are not per token.
+    rebases : bool
+        Whether origins move and recent keys are rotated again, such that angles stay small. Keys with a precision of
+        their own would be rounded again. Their origins stay, and their angles grow; they are made in float64.
     """
 
     def __init__(self, layers: list[Layer], streams: StreamState, groups: Sequence[int]) -> None:
@@ -42,6 +46,7 @@ class LayerStack:
         self._sink_layers = [layer for layer in layers if isinstance(layer, SinkLayer)]
         self._states_layers = [layer for layer in layers if layer.keeps_states]
         self.keeps_states = bool(self._states_layers)
+        self.rebases = all(layer.precision is None for layer in self._sink_layers)
         self._has_log = False
         self._rotated_together: list[tuple[int, list[SinkLayer]]] = []  # each with the index of its first layer
 
@@ -93,10 +98,13 @@ class LayerStack:
         `plan_of` returns the plan of a layer, from its index and states of its dtype and device.
         """
         for index, layers in self._rotated_together:
-            plan = plan_of(index, layers[0].sinks)
+            plan = plan_of(index, layers[0].sink_slots)
             if plan.sink_rotation is None:
                 continue
-            sinks = layers[0].sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
+            first = layers[0]
+            with without_autocast(first.sinks.device.type):
+                sinks = first.sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
+            sinks = first.part_form.decode(sinks, first.sink_slots)
             parts = plan.rotate(sinks, plan.sink_rotation).chunk(len(layers), dim=1)
             torch._foreach_copy_([layer.sink_slots for layer in layers], parts)
 
@@ -105,7 +113,8 @@ class LayerStack:
         alike: defaultdict[tuple[object, ...], list[SinkLayer]] = defaultdict(list)
         for group, layer in zip(self._groups, self.layers, strict=True):
             if isinstance(layer, SinkLayer) and layer.rotates and layer.sinks.numel():
-                alike[group, layer.sinks.shape, layer.sinks.dtype, layer.sinks.device].append(layer)
+                shown = layer.sink_slots
+                alike[group, shown.shape, shown.dtype, shown.device].append(layer)
         self._rotated_together = [(self.layers.index(layers[0]), layers) for layers in alike.values()]
 
     def commit_step(self, real: torch.Tensor | None) -> None:

@@ -8,8 +8,10 @@ from ..architecture.layer_kinds import LayerKind
 from ..architecture.setup import Setup
 from ..plan.table import LayerTable
 from ..positions.schemes import rotates
+from ..settings import CacheDtype
 from .columns import KeysValues
 from .layer import EmptyLayer, Layer
+from .precision import FORMS, Form
 from .sink_layer import SinkLayer
 from .states_layer import SinkAndStatesLayer, StatesLayer
 from .stream_state import StreamState
@@ -23,6 +25,11 @@ class LatentLayer(SinkLayer):
 
     def with_rotated_part(self, part: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
         return keys, part
+
+    @property
+    def part_form(self) -> Form:
+        assert self.forms is not None
+        return self.forms[1]
 
 
 class IndexedLayer(SinkLayer):
@@ -39,8 +46,9 @@ class IndexedLayer(SinkLayer):
     def indexer_position_ids(self, position_ids: torch.Tensor) -> None: ...
 
 
-def cache_layers(setup: Setup, table: LayerTable, streams: StreamState) -> list[Layer]:
+def cache_layers(setup: Setup, table: LayerTable, streams: StreamState, cache_dtype: CacheDtype) -> list[Layer]:
     """Return the layers of a cache for the model of `setup`, one for each of the model's own."""
+    precision = FORMS.get(cache_dtype)
     latent = setup.architecture.rotated == "values"
     layers: list[Layer] = []
     for kind, reach, position in zip(setup.kinds, table.reaches, table.positions, strict=True):
@@ -48,9 +56,9 @@ def cache_layers(setup: Setup, table: LayerTable, streams: StreamState) -> list[
             layers.append(StatesLayer(kind.states, kind.no_token) if kind.states else EmptyLayer())
         elif kind.states:
             assert not latent  # no architecture has latent attention and states in one layer
-            layers.append(SinkAndStatesLayer(reach, streams, rotates(position), kind.states))
+            layers.append(SinkAndStatesLayer(reach, streams, rotates(position), kind.states, precision))
         else:
-            layers.append(_sink_layer(kind, latent)(reach, streams, rotates(position)))
+            layers.append(_sink_layer(kind, latent)(reach, streams, rotates(position), precision))
     return layers
 
 

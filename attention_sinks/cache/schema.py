@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..settings import Prefill
+from ..settings import CacheDtype, Prefill
 
 Size = Annotated[int, Field(ge=0, le=2**31)]
 """A number of sinks or of other things in memory."""
@@ -51,6 +51,7 @@ class CacheState(Record):
 
     kind: Literal["AttentionSinkKVCache"]
     settings: Annotated[tuple[Size, Size, Prefill], Field(strict=False)]
+    cache_dtype: CacheDtype = "auto"
     layers: Annotated[list[Seen | None], Field(fail_fast=True)]
     model: Fingerprint
     columns: Count

@@ -12,12 +12,13 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..plan.block import BlockPlan
 from ..plan.counters import Counters
-from ..plan.layer import LayerPlan
+from ..plan.layer import LayerPlan, Plan
 from ..plan.reach import Reach
 from ..plan.token import TokenPlan
 from ..positions.schemes import Position
 from .columns import KeysValues, picked, put, rotated, take, write_rows
 from .layer import Layer, nothing, refuse_plain_model
+from .precision import Form, Forms, InDtype, without_autocast
 from .stream_state import StreamState
 from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 
@@ -26,7 +27,7 @@ NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 Buffers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Keys, values and sinks."""
+"""Keys, values and sinks, in this order."""
 
 
 class SinkLayer(Layer, CacheLayerMixin):
@@ -38,15 +39,20 @@ class SinkLayer(Layer, CacheLayerMixin):
         [batch, num_key_value_heads, S+W+1, head_dim]: S sinks, then a ring of W+1 slots (see `plan`). Recent keys stay
         rotated as they were when they came; the first S slots hold the sinks as the last step saw them. None until the
         first call has made the buffers.
-    stored_dtype : torch.dtype or None
-        The dtype of all of them. The first call decides: where autocast makes keys and values of two dtypes, it is the
-        wider one. What comes in another dtype is converted, and attention gets it back in that. None before.
+    forms : tuple of Form or None
+        The forms in which keys and values are kept. Without a precision the first call decides: where autocast makes
+        keys and values of two dtypes, it is the wider one. What comes otherwise is converted, and attention gets it
+        back as it came. None before.
+    precision : tuple of Form or None
+        The forms that the user has chosen; None where numbers are kept as they come. With a precision the sinks
+        change places: the first S slots hold them as they first were, and a buffer in the model's dtype holds them as
+        the last step saw them, because what is rotated from step to step must not be rounded again.
     sinks : torch.Tensor
         [batch, num_key_value_heads, S, head_dim], the rotated part of the sinks as it was at their own positions
         0..S-1. It is never changed, so its rounding error does not grow with the stream. It is empty where nothing is
         rotated.
     sink_slots : torch.Tensor
-        A view of the slots that hold the sinks as the last step saw them.
+        The sinks as the last step saw them. One of `sinks` and `sink_slots` is a buffer, the other a view of slots.
     pending : tuple of torch.Tensor or None
         During a call of several tokens, what keys, values and sinks will be when the call is done. A call that breaks
         off leaves the buffers as they were.
@@ -58,13 +64,15 @@ class SinkLayer(Layer, CacheLayerMixin):
     is_sliding = False
     record_past = False
 
-    def __init__(self, reach: Reach, streams: StreamState, rotates: bool = True) -> None:
+    def __init__(
+        self, reach: Reach, streams: StreamState, rotates: bool = True, precision: Forms | None = None
+    ) -> None:
         """`rotates` says whether positions rotate the keys."""
         CacheLayerMixin.__init__(self)
         self.reach: Reach = reach
-        self.streams, self.rotates = streams, rotates
+        self.streams, self.rotates, self.precision = streams, rotates, precision
         self.sinks = self.sink_slots = NOTHING
-        self.stored_dtype: torch.dtype | None = None
+        self.forms = precision
         self.pending: Buffers | None = None
         self.log = UndoLog()
         self._act: object = None  # the last selection of rows, which is not done twice
@@ -79,28 +87,56 @@ class SinkLayer(Layer, CacheLayerMixin):
         """Return keys and values with `part` in place of their rotated part."""
         return part, values
 
+    @property
+    def part_form(self) -> Form:
+        """The form in which the rotated part is kept, once there is one."""
+        assert self.forms is not None
+        return self.forms[0]
+
     # ---- its buffers
 
     @property
     def buffers(self) -> Buffers:
         """Keys, values and sinks."""
         assert self.keys is not None and self.values is not None  # asked for only once they are made
-        return self.keys, self.values, self.sinks
+        return self.keys, self.values, self.sinks if self.precision is None else self.sink_slots
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """The dtype of keys as they are kept; None before the first call decides."""
+        return None if self.forms is None else self.forms[0].dtype
+
+    @property
+    def kept_sinks(self) -> int:
+        """How many sinks have a buffer beside their slots."""
+        return self.reach.sink_size if self.rotates else 0
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return (*(self.buffers if self.is_initialized else ()), *super().tensors)
+
+    def decoded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return keys, values and sinks as attention takes them, wherever heads of keys and values are alike."""
+        forms, (keys, values, _) = self.forms, self.buffers
+        assert forms is not None  # there are buffers
+        shown = self.sink_slots
+        return forms[0].decode(keys, shown), forms[1].decode(values, shown), self.part_form.decode(self.sinks, shown)
 
     @property
     def undo_tensors(self) -> tuple[torch.Tensor, ...]:
         return self.log.tensors
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        size, sink_size = self.reach.visible_size, self.reach.sink_size if self.rotates else 0
-        like = (key_states, size), (value_states, size), (self.rotated_part(key_states, value_states), sink_size)
-        with torch.inference_mode(False):
-            keys, values, sinks = [_zeros(states, slots) for states, slots in like]
-            self._hold(keys, values, sinks)
+        size, forms = self.reach.visible_size, self._forms_for(key_states, value_states)
+        with torch.inference_mode(False), torch.no_grad():
+            keys, values = forms[0].encode(key_states), forms[1].encode(value_states)
+            like = (key_states, value_states) if self.precision else (keys, values)
+            sinks = _zeros(self.rotated_part(*like), self.kept_sinks)
+            self._hold(_zeros(keys, size), _zeros(values, size), sinks)
+
+    def _forms_for(self, key_states: torch.Tensor, value_states: torch.Tensor) -> Forms:
+        """Return the forms of a stream that has not begun before these come, or of one that has."""
+        return self.forms or (InDtype(torch.promote_types(key_states.dtype, value_states.dtype)),) * 2
 
     def _hold(
         self,
@@ -112,14 +148,15 @@ class SinkLayer(Layer, CacheLayerMixin):
     ) -> None:
         """From now on these are the buffers, and this is the log after the selection `act`."""
         with torch.inference_mode(False), torch.no_grad():
-            slots = self.rotated_part(keys, values).narrow(2, 0, self.reach.sink_size)
+            slots = self.rotated_part(keys, values).narrow(2, 0, self.reach.sink_size if self.rotates else 0)
+        first, shown = (sinks, slots) if self.precision is None else (slots, sinks)
         if keys.device.type == "cuda":  # a CUDA graph would copy what it does not know to stay where it is
             for buffer in (keys, values, sinks):
                 torch._dynamo.mark_static_address(buffer)
         log = self.log if log is None else log
-        self.dtype, self.device, self.stored_dtype = keys.dtype, keys.device, keys.dtype
+        self.dtype, self.device, self.forms = keys.dtype, keys.device, self.precision or (InDtype(keys.dtype),) * 2
         self.keys, self.values, self.sinks, self.sink_slots, self.log, self._act, self.is_initialized = (
-            *(keys, values, sinks, slots, log, act),
+            *(keys, values, first, shown, log, act),
             True,
         )
 
@@ -129,8 +166,8 @@ class SinkLayer(Layer, CacheLayerMixin):
             self._hold(keys, values, sinks)
 
     def reset(self) -> None:
-        self.keys = self.values = self.pending = self.stored_dtype = None
-        self.sinks = self.sink_slots = NOTHING
+        self.keys = self.values = self.pending = None
+        self.forms, self.sinks, self.sink_slots = self.precision, NOTHING, NOTHING
         self.log = UndoLog()
         self.is_initialized = False
         super().reset()
@@ -193,16 +230,26 @@ class SinkLayer(Layer, CacheLayerMixin):
         """Store new keys and values and return those to attend to, in the order that `layer.plan` describes."""
         if not isinstance(layer, LayerPlan):
             refuse_plain_model()
-        dtypes = key_states.dtype, value_states.dtype
-        if self.stored_dtype is None:
-            self.stored_dtype = torch.promote_types(*dtypes)
-        if dtypes != (self.stored_dtype, self.stored_dtype):
-            own = self.stored_dtype
-            all_keys, all_values = self.update(key_states.to(own), value_states.to(own), layer)
-            return all_keys.to(dtypes[0]), all_values.to(dtypes[1])
-        plan = layer.plan
+        if self.precision is None:
+            return self._store(key_states, value_states, layer.plan)
+        with torch.no_grad(), without_autocast(key_states.device.type):
+            keys, values = self._store(key_states, value_states, layer.plan)
+        if isinstance(layer.plan, BlockPlan):
+            return _with_gradient_of(key_states, keys), _with_gradient_of(value_states, values)
+        return self._with_sinks_shown(keys, values, layer)
+
+    def _store(self, key_states: torch.Tensor, value_states: torch.Tensor, plan: Plan) -> KeysValues:
+        """Store new keys and values in the form of the layer and return those to attend to as they would have come."""
+        key_form, value_form = self.forms = self._forms_for(key_states, value_states)
+        key, value = key_form.encode(key_states), value_form.encode(value_states)
         if isinstance(plan, BlockPlan):
-            return self._update_block(key_states, value_states, plan)
+            keys, values = self._update_block(key, value, plan, self.rotated_part(key_states, value_states))
+        else:
+            keys, values = self._update_token(key, value, plan)
+        return key_form.decode(keys, key_states), value_form.decode(values, value_states)
+
+    def _update_token(self, key: torch.Tensor, value: torch.Tensor, plan: TokenPlan) -> KeysValues:
+        """Store the token of a step and return the slots in use."""
         keys, values = self.keys, self.values
         assert keys is not None and values is not None  # the first call of a stream has a block plan
         if self.record_past:
@@ -210,13 +257,13 @@ class SinkLayer(Layer, CacheLayerMixin):
                 self.log = self.log.add(evicted_by_token(keys, values, plan, self.reach))
         slot = plan.slot
         if slot.shape[0] == 1 and plan.active is None and not plan.may_be_sink:
-            keys.index_copy_(2, slot, key_states)
-            values.index_copy_(2, slot, value_states)
+            keys.index_copy_(2, slot, key)
+            values.index_copy_(2, slot, value)
         else:
-            put(keys, key_states, slot, plan.active)
-            put(values, value_states, slot, plan.active)
-            if plan.may_be_sink:
-                self._note_sinks(self.rotated_part(key_states, value_states), slot, plan)
+            put(keys, key, slot, plan.active)
+            put(values, value, slot, plan.active)
+            if plan.may_be_sink and self.precision is None:
+                self._note_sinks(self.rotated_part(key, value), slot, plan)
         if plan.used == self.reach.visible_size:
             return keys, values
         return keys[:, :, : plan.used], values[:, :, : plan.used]
@@ -227,15 +274,29 @@ class SinkLayer(Layer, CacheLayerMixin):
             among = slot < sinks if plan.active is None else (slot < sinks) & plan.active
             put(self.sinks, part, slot.clamp(max=sinks - 1), among)
 
-    def _update_block(self, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan) -> KeysValues:
-        """Return past and new keys and values; what the next call needs waits until the whole call is done."""
+    def _with_sinks_shown(self, keys: torch.Tensor, values: torch.Tensor, layer: LayerPlan) -> KeysValues:
+        """Return the keys and values of a step with the sinks as it must see them."""
+        plan, size = layer.plan, self.sink_slots.shape[2]
+        if not size or layer.sink_rotation is None:
+            return keys, values
+        assert plan.delta is not None  # from it follows how sinks are rotated
+        part, moved = self.rotated_part(keys, values), plan.delta[:, :, None, None] != 0
+        own = part[:, :, :size]  # where alone a sink is that has just come
+        shown = torch.where(moved, self.sink_slots.to(part.dtype), own)
+        return self.with_rotated_part(torch.cat((shown, part[:, :, size:]), dim=2), keys, values)
+
+    def _update_block(self, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, part: torch.Tensor) -> KeysValues:
+        """Return past and new keys and values; what the next call needs waits until the whole call is done.
+
+        `part` is the rotated part of the new ones as they came.
+        """
         before = self.pending or (self.buffers if self.is_initialized else None)
         if before is not None and plan.past is not None:
             sinks, window = self._past(before, plan.past)
             key, value = (torch.cat(parts, dim=2) for parts in zip(sinks, window, (key, value), strict=True))
         with torch.inference_mode(False), torch.no_grad():  # buffers of inference mode cannot be written outside it
             keys, values = take(key, plan.kept), take(value, plan.kept)
-            after = keys, values, self._sinks_of(keys, values).clone()
+            after = keys, values, self._sinks_after(keys, values, part)
             if before is not None and plan.past is not None and plan.idle is not None:
                 idle = plan.idle[:, None, None, None]
                 keys, values, first = (torch.where(idle, *both) for both in zip(before, after, strict=True))
@@ -251,12 +312,15 @@ class SinkLayer(Layer, CacheLayerMixin):
         keys, values, sinks = buffers
         size = self.reach.sink_size
         first = keys[:, :, :size], values[:, :, :size]
-        if self.rotates:
+        if self.rotates and self.precision is None:
             first = self.with_rotated_part(sinks, *first)
         return first, (take(keys, slots), take(values, slots))
 
-    def _sinks_of(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return self.rotated_part(keys, values)[:, :, : self.reach.sink_size if self.rotates else 0]
+    def _sinks_after(self, keys: torch.Tensor, values: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """Return what the buffer of the sinks holds after a block that leaves these in the slots."""
+        if self.precision is None:
+            return self.rotated_part(keys, values)[:, :, : self.kept_sinks].clone()
+        return self.sink_slots if self.is_initialized else _zeros(part, self.kept_sinks)
 
     def rebase(self, position: Position, shift: torch.Tensor) -> None:
         if self.rotates and (self.pending or self.is_initialized):
@@ -287,7 +351,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         self.log = replace(self.log, new=())
         self.pending = None
         if not self.is_initialized:
-            self.stored_dtype = None
+            self.forms = self.precision
         super().discard()
 
     # ---- taking tokens back
@@ -330,7 +394,7 @@ class SinkLayer(Layer, CacheLayerMixin):
             self.rotated_part(keys, values)[:, :, self.reach.sink_size :].copy_(ring)
         for evicted in lost:
             evicted.put_back(keys, values, self.reach)
-        if self.rotates:
+        if self.rotates and self.precision is None:
             self.sink_slots.copy_(sinks)
         self.log = log
 
@@ -344,6 +408,14 @@ class SinkLayer(Layer, CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return query_length, 0
+
+
+def _with_gradient_of(states: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    """Return `decoded`, whose last columns are `states` rounded, such that gradients pass the rounding."""
+    if not (torch.is_grad_enabled() and states.requires_grad):
+        return decoded
+    past = decoded.shape[2] - states.shape[2]
+    return torch.cat((decoded[:, :, :past], decoded[:, :, past:] + (states - states.detach())), dim=2)
 
 
 def _zeros(like: torch.Tensor, size: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ def take_snapshot(
     Parameters
     ----------
     settings : SinkSettings
-        S, W and the prefill mode of the cache.
+        S, W, the prefill mode and the dtype of the cache.
     stack : LayerStack
         Its layers.
     model : dict
@@ -40,7 +39,8 @@ def take_snapshot(
     }
     state: dict[str, Any] = {
         "kind": "AttentionSinkKVCache",
-        "settings": list(astuple(settings)),
+        "settings": [settings.sink_size, settings.window_size, settings.prefill],
+        "cache_dtype": settings.cache_dtype,
         "layers": [_reach_of(layer) for layer in stack.layers],
         "model": model,
         "columns": stack.streams.columns,

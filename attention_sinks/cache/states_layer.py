@@ -12,6 +12,7 @@ from transformers.cache_utils import LinearAttentionLayer
 from ..plan.reach import Reach
 from .columns import picked, write_rows
 from .layer import Layer, refuse_plain_model
+from .precision import Forms
 from .sink_layer import SinkLayer
 from .stream_state import StreamState
 
@@ -130,8 +131,10 @@ class SinkAndStatesLayer(SinkLayer, StatesLayer):
     device: Any  # the two classes of Transformers give them no common type
     dtype: Any
 
-    def __init__(self, reach: Reach, streams: StreamState, rotates: bool, number_of_states: int) -> None:
-        SinkLayer.__init__(self, reach, streams, rotates)
+    def __init__(
+        self, reach: Reach, streams: StreamState, rotates: bool, number_of_states: int, precision: Forms | None = None
+    ) -> None:
+        SinkLayer.__init__(self, reach, streams, rotates, precision)
         StatesLayer.__init__(self, number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:

@@ -256,7 +256,7 @@ class ChatStream:
         """Give the cache of one conversation away: until `take_back`, its stream goes on as a row of a batch."""
         cache, rows, settings = self.cache, self.rows, self.cache.settings
         assert rows is not None  # the message is read
-        empty = AttentionSinkKVCache(self.model, settings.sink_size, settings.window_size)
+        empty = AttentionSinkKVCache(self.model, settings.sink_size, settings.window_size, settings.cache_dtype)
         (seen,) = cache.streams.seen
         self._rows_at = {cache.get_seq_length(): rows, seen: rows}
         self.cache, self._lent = empty, seen

@@ -67,7 +67,7 @@ class Opener:
         settings, own = chat.cache.settings, setup_of(self.model).settings
         asked = settings.sink_size > len(chat.template.prefix())
         sinks = settings.sink_size if asked else own.sink_size
-        inject_attention_sinks(self.model, sinks, settings.window_size, own.prefill)
+        inject_attention_sinks(self.model, sinks, settings.window_size, own.prefill, settings.cache_dtype)
         return self._new(system, chat.template.options, chat.thoughts)
 
     def _new(self, system: str | None, template_kwargs: dict[str, Any] | None, thoughts: Thoughts) -> StreamingChat:

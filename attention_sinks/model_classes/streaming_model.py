@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import astuple
 from typing import Any, TypeVar
 
+import torch
 from transformers import PreTrainedConfig
 
 from ..checkpoints import check_quantisation, read_raw_config
 from ..gguf_files import find_gguf, into_plain_weights, naming_the_package
 from ..inject import inject_attention_sinks
 from ..models.registry import architecture_of
-from ..settings import Prefill, SinkSettings
+from ..settings import CacheDtype, Prefill, SinkSettings
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -22,7 +23,8 @@ class StreamingModel:
     """Mixed in before a model class of Transformers, it puts attention sinks into every model of the class.
 
     `from_pretrained`, `from_config` of the Auto classes and the class itself accept `attention_sink_size` (default 4),
-    `attention_sink_window_size` (default 1020) and `attention_sink_prefill` (default "streaming").
+    `attention_sink_window_size` (default 1020), `attention_sink_prefill` (default "streaming") and
+    `attention_sink_cache_dtype` (default: nothing is rounded).
     """
 
     @classmethod
@@ -42,6 +44,7 @@ class StreamingModel:
         attention_sink_size: int = 4,
         attention_sink_window_size: int = 1020,
         attention_sink_prefill: Prefill = "streaming",
+        attention_sink_cache_dtype: CacheDtype | torch.dtype | None = None,
         **kwargs: Any,
     ) -> ModelT:
         """Load a checkpoint as Transformers does, into a model with attention sinks.
@@ -53,6 +56,7 @@ class StreamingModel:
             "attention_sink_size": attention_sink_size,
             "attention_sink_window_size": attention_sink_window_size,
             "attention_sink_prefill": attention_sink_prefill,
+            "attention_sink_cache_dtype": attention_sink_cache_dtype,
         }
         SinkSettings.pop_from(dict(kwargs))
         name, kwargs = find_gguf(pretrained_model_name_or_path, kwargs)

@@ -70,7 +70,7 @@ def _attention(
     place = torch.maximum(layer.plan.cache_position, cache.plans[0].cache_position.to(hidden_states.device))
     assert layer.rotary is not None  # all layers rotate
     query = layer.rotate(module.q_norm(query), layer.rotary.embeddings(place, query.dtype)) * weight.square()
-    query = layer.rotate(query, layer.rotary.tables(layer.plan.model_position - place))
+    query = layer.rotate(query, layer.rotary.tables(layer.plan.model_position - place, query.dtype))
     key = layer.rotate(module.k_norm(key), layer.position_embeddings)
     key, value = cache.update(key, value, module.layer_idx + cache_offset)
     dropout = module.attention_dropout if module.training else 0.0

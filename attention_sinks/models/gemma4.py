@@ -43,7 +43,7 @@ class SharedStates(Mapping[str, KeysValues]):
         (seen,), (origin,), columns, reach = counters.seen, counters.origin, self.cache.streams.columns, layer.reach
         sinks = range(min(reach.sink_size, seen))
         recent = range(max(reach.sink_size, seen - reach.window_size), seen)
-        keys, values, first_keys = layer.buffers
+        keys, values, first_keys = layer.decoded()
         slots = reach.slot_of(torch.tensor([*sinks, *recent], dtype=torch.long, device=keys.device))
         recent_keys = keys[:, :, slots[len(sinks) :]]
         sinks_moved_by, recent_moved_by = columns - min(seen, reach.cached_size), columns - seen + origin

@@ -27,7 +27,7 @@ def _attention(
     place, moved = layer.plan.cache_position, layer.plan.model_position - layer.plan.cache_position
     query = layer.rotate(query, layer.rotary.embeddings(place, query.dtype))
     query = module.query_layernorm(query) * module.key_layernorm.weight
-    query = layer.rotate(query, layer.rotary.tables(moved))
+    query = layer.rotate(query, layer.rotary.tables(moved, query.dtype))
     key = layer.rotate(_normalised(key, module.key_layernorm.variance_epsilon), layer.position_embeddings)
     dropout = module.attention_dropout if module.training else 0.0
     output, weights = attend(module, query, key, value, cache, layer, module.scaling, dropout)

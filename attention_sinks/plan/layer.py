@@ -36,8 +36,8 @@ class LayerPlan:
     """Cosines and sines of the new tokens' model positions, as the model's attention takes them; None for a layer
     without rotation."""
     sink_rotation: Tables | None = None
-    """float32 tables that bring sinks and queries together: a step rotates its sinks, a block its queries. None where
-    they need not be rotated."""
+    """Tables, in float32 or wider, that bring sinks and queries together: a step rotates its sinks, a block its
+    queries. None where they need not be rotated."""
     rotate: Callable[[torch.Tensor, Tables], torch.Tensor] = _unrotated
     """(states [batch, heads, n, head_dim], tables [R, n, d]) -> rotated states; a layer without rotation returns them
     as they are."""

@@ -94,7 +94,7 @@ class Talks:
         chat, prefix = self._settings({})
         own = chat.cache.settings
         size = max(own.sink_size, len(prefix)) if attention_sink_size is None else attention_sink_size
-        self.sizes: SinkSettings = AttentionSinkKVCache(model, size, own.window_size).settings
+        self.sizes: SinkSettings = AttentionSinkKVCache(model, size, own.window_size, own.cache_dtype).settings
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise what is wrong with these settings of a conversation, and warn of a prompt that it will forget."""
@@ -107,7 +107,7 @@ class Talks:
 
     def new(self, options: Mapping[str, Any]) -> Talk:
         """Return a conversation that has not begun, with `options` in the place of defaults."""
-        cache = AttentionSinkKVCache(self.model, self.sizes.sink_size, self.sizes.window_size)
+        cache = AttentionSinkKVCache(self.model, self.sizes.sink_size, self.sizes.window_size, self.sizes.cache_dtype)
         return self._talk(ChatStream(self.model, cache), options)
 
     def to_file(self, talk: Talk) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -128,9 +128,10 @@ class Talks:
         theirs, own = found.cache.settings, self.sizes
         if theirs != own:
             raise ValueError(
-                f"holds a stream of S={theirs.sink_size}, W={theirs.window_size}, but this pool has S={own.sink_size}, "
-                f"W={own.window_size}; make the pool with attention_sink_size={theirs.sink_size}, and the model with "
-                "that window."
+                f"holds a stream of S={theirs.sink_size}, W={theirs.window_size} and attention_sink_cache_dtype="
+                f"{theirs.cache_dtype!r}, but this pool has S={own.sink_size}, W={own.window_size} and "
+                f"{own.cache_dtype!r}; make the pool with attention_sink_size={theirs.sink_size}, and the model with "
+                "that window and dtype."
             )
         if len(found.rows or ()) > 1:
             raise ValueError(f"holds {len(found.rows or ())} conversations at once; load it with StreamingChat.load.")

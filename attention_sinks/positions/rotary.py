@@ -164,10 +164,11 @@ class Rotary:
         """What the angles follow from, as plain data."""
         return self.frequencies.facts
 
-    def tables(self, positions: torch.Tensor) -> Tables:
-        """Return cosines and sines of `positions` [R, n], each [R, n, d] float32."""
+    def tables(self, positions: torch.Tensor, dtype: torch.dtype) -> Tables:
+        """Return cosines and sines of `positions` [R, n], each [R, n, d], in float32 or in `dtype` if that is wider."""
         cos, sin = self._cosines_and_sines(positions)
-        return cos.float(), sin.float()
+        wide = torch.promote_types(dtype, torch.float32)
+        return cos.to(wide), sin.to(wide)
 
     def embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> Any:
         """Return the positions that the model's own attention receives, with the module's factor on them.
@@ -182,15 +183,19 @@ class Rotary:
     def embeddings_and_tables(
         self, positions: torch.Tensor, dtype: torch.dtype, others: torch.Tensor
     ) -> tuple[Any, Tables]:
-        """Return `embeddings(positions, dtype)` and `tables(others)`, `others` [R, m], from angles made together."""
+        """Return `embeddings(positions, dtype)` and `tables(others, dtype)`, `others` [R, m].
+
+        Their angles are made together.
+        """
         if self.pairing.embed is not None:
-            return self.embeddings(positions, dtype), self.tables(others)
+            return self.embeddings(positions, dtype), self.tables(others, dtype)
         sizes = [positions.shape[1], others.shape[1]]
         (cos, other_cos), (sin, other_sin) = (
             table.split(sizes, dim=1) for table in self._cosines_and_sines(torch.cat((positions, others), dim=1))
         )
         embeddings = _scaled(cos, self._scaling, dtype), _scaled(sin, self._scaling, dtype)
-        return embeddings, (other_cos.float(), other_sin.float())
+        wide = torch.promote_types(dtype, torch.float32)
+        return embeddings, (other_cos.to(wide), other_sin.to(wide))
 
     @property
     def _scaling(self) -> float:

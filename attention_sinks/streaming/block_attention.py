@@ -85,10 +85,14 @@ def by_key_head(states: torch.Tensor, key_heads: int) -> torch.Tensor:
 def _scores(
     query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
-    """Return the scores in float32 of `query` [batch, key heads, groups, n, d] with `key` [batch, key heads, m, d]."""
+    """Return the scores of `query` [batch, key heads, groups, n, d] with `key` [batch, key heads, m, d].
+
+    They are in float32, or wider where these are.
+    """
     batch, heads, groups, columns, width = query.shape
     scores = (query * scaling).reshape(batch, heads, groups * columns, width) @ key.transpose(2, 3)
-    scores = scores.view(batch, heads, groups, columns, -1).float()
+    scores = scores.view(batch, heads, groups, columns, -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = scores if softcap is None else softcap * (scores / softcap).tanh()
     return scores.add_(bias)
 

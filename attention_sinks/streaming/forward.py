@@ -143,8 +143,10 @@ def _run_chunks(inputs: Inputs) -> BaseModelOutputWithPast:
 
 def _rebased(cache: AttentionSinkKVCache | None, counters: Counters, new_tokens: int, table: LayerTable) -> Counters:
     """Return `counters` with origins moved on where `new_tokens` would lead too far from them, and rotate keys back."""
+    if cache is None or not cache.layer_stack.rebases:
+        return counters
     shift = counters.shift_for(new_tokens, table.room)
-    if cache is None or not any(shift):
+    if not any(shift):
         return counters
     cache.layer_stack.rebase(shift, table.positions)
     return counters.rebase(shift)

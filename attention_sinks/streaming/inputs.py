@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..architecture.layer_kinds import ATTENTION, LINEAR
 from ..architecture.modules import named_arguments
-from ..architecture.setup import Setup
+from ..architecture.setup import Setup, setup_of
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.counters import Counters
 from ..plan.table import LayerTable
@@ -256,6 +256,7 @@ def _cache_of_one_call(
     use_cache = given.get("use_cache")
     use_cache = getattr(model.config, "use_cache", False) if use_cache is None else use_cache
     given["use_cache"] = use_cache = bool(use_cache) and not (with_gradients and trains_with_checkpointing(model))
-    if use_cache or (columns > 1 and not with_gradients):
+    rounds = setup_of(model).settings.cache_dtype != "auto"
+    if use_cache or ((columns > 1 or rounds) and not with_gradients):
         return AttentionSinkKVCache(model), use_cache
     return None, False

@@ -65,7 +65,8 @@ def frequencies(config, length):
 
 def rotate(x, positions, inv_freq, factor):
     """Rotate x [keys, heads, head_dim], key k to positions[k]: the pairs are (i, i + head_dim / 2)."""
-    angles = torch.tensor(positions, dtype=inv_freq.dtype)[:, None] * inv_freq
+    wide = torch.promote_types(inv_freq.dtype, x.dtype)
+    angles = torch.tensor(positions, dtype=wide)[:, None] * inv_freq.to(wide)
     cos, sin = (factor * angles.cos())[:, None].to(x.dtype), (factor * angles.sin())[:, None].to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -80,7 +81,17 @@ def call_starts(calls):
 
 
 def naive_stream(
-    model, ids, sinks, window, *, dense_calls=None, embeds=None, detach_before=0, query_offset=0, frozen_sinks=False
+    model,
+    ids,
+    sinks,
+    window,
+    *,
+    dense_calls=None,
+    embeds=None,
+    detach_before=0,
+    query_offset=0,
+    frozen_sinks=False,
+    rounding=None,
 ):
     """Logits of one stream.
 
@@ -101,6 +112,8 @@ def naive_stream(
         Wrong on purpose: places every query this much too late.
     frozen_sinks : bool, default False
         Wrong on purpose: keys and queries keep their stream positions, so the sinks drift away.
+    rounding : pair of callables, optional
+        What rounds a key, which is rotated to its stream position before, and a value, once, when they are stored.
     """
     config, decoder = model.config, model.model
     groups = config.num_attention_heads // config.num_key_value_heads
@@ -125,10 +138,16 @@ def naive_stream(
             query = layer.self_attn.q_proj(x).view(1, -1, config.head_dim)
             key = layer.self_attn.k_proj(x).view(-1, config.head_dim)
             value = layer.self_attn.v_proj(x).view(-1, config.head_dim)
+            if rounding:
+                key, value = rounding[0](rotate(key[None], [t], inv_freq, factor)[0]), rounding[1](value)
             layer_keys.append(key.detach() if t < detach_before else key)
             layer_values.append(value.detach() if t < detach_before else value)
             q = rotate(query, [query_place + query_offset], inv_freq, factor)[0]
-            k = rotate(torch.stack([layer_keys[s] for s in tokens]), places, inv_freq, factor)
+            k = torch.stack([layer_keys[s] for s in tokens])
+            if rounding:
+                k = rotate(k, [place - s for s, place in zip(tokens, places, strict=True)], inv_freq, 1.0)
+            else:
+                k = rotate(k, places, inv_freq, factor)
             v = torch.stack([layer_values[s] for s in tokens])
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # one per query head
             weights = torch.softmax(torch.einsum("hd,khd->hk", q, k) * config.head_dim**-0.5, dim=-1)

@@ -12,6 +12,7 @@ from transformers import CompileConfig
 from attention_sinks import AttentionSinkKVCache, inject_attention_sinks, remove_attention_sinks
 from attention_sinks.architecture.setup import setup_of
 from references.naive import naive_logits
+from references.rounding import ROUNDINGS
 from support.contract import pattern
 from support.helpers import (
     assert_close,
@@ -69,6 +70,28 @@ def test_one_graph_from_the_first_step_to_many_windows_later(backend):
     logits, cache = stream(model, ids[None, :3])
     assert_close(feed(compiled(model, backend), ids[None, 3:], cache)[0], expected[3:])
     assert graphs() == 1
+
+
+@pytest.mark.parametrize(
+    ("cache_dtype", "backend"), [("bfloat16", "eager"), ("int8", "inductor"), ("int8-int4", "inductor")]
+)
+def test_rounded_caches(cache_dtype, backend):
+    """From the second sink on, in float64, where two ways to compute a number round alike."""
+    model = inject_attention_sinks(tiny_llama().double(), 4, 12, attention_sink_cache_dtype=cache_dtype)
+    ids = random_ids(2, 90)
+    expected = [naive_logits(tiny_llama().double(), row, 4, 12, rounding=ROUNDINGS[cache_dtype]) for row in ids]
+    _, cache = stream(model, ids[:, :2])
+    places = storages_of(cache)
+    logits = feed(compiled(model, backend), ids[:, 2:], cache)
+    for row, right in zip(logits, expected, strict=True):
+        assert_close(row, right[2:])
+    assert graphs() == 1 and storages_of(cache) == places
+    assert_close(stream(model, ids[:, :7], [1, 6], cache)[0], stream(model, ids[:, :7], [7], eager_twin(model, ids))[0])
+
+
+def eager_twin(model, ids):
+    """Return a cache that has read `ids` without a graph."""
+    return stream(model, ids)[1]
 
 
 @pytest.mark.parametrize("rope", ["dynamic", "longrope", "yarn", "llama3"])

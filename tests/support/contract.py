@@ -26,14 +26,15 @@ class Subject:
         Understands at least the mistake `query_offset`.
     sinks, window : int
         Small, so that a short stream passes the window many times.
-    plain_reference_length : int, optional
-        Up to how many tokens plain Transformers is the truth, where that is less than S + W + 1.
+    cache_dtype : str, default "auto"
+        What the cache rounds to; the reference rounds likewise.
     """
 
     build: Callable
     reference: Callable
     sinks: int = 4
     window: int = 12
+    cache_dtype: str = "auto"
 
     @property
     def room(self):
@@ -43,7 +44,12 @@ class Subject:
     def streaming(self, **settings):
         return inject_attention_sinks(
             self.build(),
-            **{"attention_sink_size": self.sinks, "attention_sink_window_size": self.window, **settings},
+            **{
+                "attention_sink_size": self.sinks,
+                "attention_sink_window_size": self.window,
+                "attention_sink_cache_dtype": self.cache_dtype,
+                **settings,
+            },
         )
 
     def expected(self, ids, **changes):
