@@ -8,6 +8,7 @@ import torch
 import transformers
 
 import attention_sinks
+from attention_sinks.settings import CACHE_DTYPES
 from benchmark.lib.common import device_and_dtype, positive_int
 
 EXPERIMENTS = {
@@ -25,6 +26,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, experiments: tuple = tu
     add("--experiment", choices=experiments, default="attention_sinks", help=f"{meanings} (default: %(default)s)")
     add_loading_arguments(parser)
     add_cache_arguments(parser)
+    add(
+        "--cache_dtype",
+        choices=CACHE_DTYPES,
+        default="auto",
+        help="what keys and values are rounded to, except in plain Transformers (default: %(default)s, nothing)",
+    )
 
 
 def add_cache_arguments(parser: argparse.ArgumentParser, window_size: int = 1024) -> None:
@@ -85,8 +92,9 @@ def load_model(args: argparse.Namespace) -> torch.nn.Module:
     if args.experiment in ("transformers", "recompute"):
         return load_plain_model(args)
     sinks = args.attention_sink_size if args.experiment == "attention_sinks" else 0
-    sizes = {"attention_sink_size": sinks, "attention_sink_window_size": args.window_size - sinks}
-    return _load(attention_sinks.AutoModelForCausalLM, args, **sizes)
+    settings = {"attention_sink_size": sinks, "attention_sink_window_size": args.window_size - sinks}
+    settings["attention_sink_cache_dtype"] = args.cache_dtype
+    return _load(attention_sinks.AutoModelForCausalLM, args, **settings)
 
 
 def load_plain_model(args: argparse.Namespace, **options) -> torch.nn.Module:

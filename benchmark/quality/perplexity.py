@@ -31,7 +31,7 @@ GIB = 2**30
 # The options that rows of one file have in common; the text may be read further, and elsewhere.
 SETTINGS = (
     *("experiment", "model_name_or_path", "revision", "dataset_name", "data_column", "task", "split", "num_samples"),
-    *("window_size", "attention_sink_size", "dtype", "chunk_size", "report_every"),
+    *("window_size", "attention_sink_size", "cache_dtype", "dtype", "chunk_size", "report_every"),
 )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import StaticCache
 
+from attention_sinks import AttentionSinkKVCache
 from attention_sinks.versions import CACHE
 
 FILL_CALL = 512  # tokens per call while a context is built, to bound the memory that takes
@@ -14,10 +15,11 @@ FILL_CALL = 512  # tokens per call while a context is built, to bound the memory
 class Streaming:
     """This library: one cache, filled once; steps after that leave its size alone."""
 
-    def __init__(self, model: nn.Module, context: int, rows: int):
+    def __init__(self, model: nn.Module, context: int, rows: int, cache_dtype: str = "auto"):
         self.forward = model
+        cache = AttentionSinkKVCache(model, attention_sink_cache_dtype=cache_dtype)
         # Twice the context: the cache is full, the ring has wrapped.
-        self.cache = fill(model, 2 * context, rows)
+        self.cache = fill(model, 2 * context, rows, cache)
 
     def prepare(self) -> None:
         pass
@@ -29,8 +31,8 @@ class Streaming:
 class StreamingCompiled(Streaming):
     """This library, its step compiled into one graph."""
 
-    def __init__(self, model: nn.Module, context: int, rows: int):
-        super().__init__(model, context, rows)
+    def __init__(self, model: nn.Module, context: int, rows: int, cache_dtype: str = "auto"):
+        super().__init__(model, context, rows, cache_dtype)
         self.forward = compiled(model)
 
 

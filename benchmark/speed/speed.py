@@ -26,6 +26,7 @@ import torch
 import transformers
 
 import attention_sinks
+from attention_sinks.settings import CACHE_DTYPES
 from benchmark.lib.common import build_parser, cache_bytes, device_and_dtype, fail, positive_int
 from benchmark.lib.experiments import add_cache_arguments, check_sizes
 from benchmark.lib.results import write_csv
@@ -75,7 +76,7 @@ COLUMNS = [
     "torch_version",
     "transformers_version",
 ]
-LINE = "{:18} {:24} {:>9} {:>9} {:>9} {:8} {:>8} {:>8} {:>8} {:>9}"
+LINE = "{:18} {:34} {:>9} {:>9} {:>9} {:8} {:>8} {:>8} {:>8} {:>9}"
 """One row as it is printed."""
 
 
@@ -94,6 +95,13 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default=None, help="(default: float32, cuda: float16)")
     add("--batch_size", type=positive_int, default=1, help="(default: %(default)s)")
     add("--compiled", action="store_true", help="measure compiled steps as well; compiling takes minutes")
+    add(
+        "--cache_dtypes",
+        choices=[name for name in CACHE_DTYPES if name != "auto"],
+        nargs="+",
+        default=[],
+        help="measure caches as well that round keys and values to these",
+    )
     add("--original", metavar="PYTHON", help="an interpreter that has attention_sinks 0.4.0, to measure it as well")
     add("--llama_cpp", metavar="PYTHON", help="an interpreter that has llama-cpp-python, to measure it as well")
     add_cache_arguments(parser)
@@ -144,6 +152,10 @@ def measure_steps(models: dict, others: dict, args: argparse.Namespace) -> list[
         window = args.window_size - args.attention_sink_size
         sizes = {"sinks": args.attention_sink_size, "window": window, "threads": args.threads}
         contenders[ORIGINAL] = Elsewhere(args.original, ORIGINAL, config=SHAPES[args.shape], **sizes)
+    for name in args.cache_dtypes:
+        contenders[f"{SINKS}, {name}"] = Streaming(models[SINKS], *place, name)
+        if args.compiled:
+            contenders[f"{SINKS_COMPILED}, {name}"] = StreamingCompiled(models[SINKS], *place, name)
     contenders |= others
     contenders[LINEAR] = LinearLayers(plain, *place)
     times = timing.time_steps(contenders, plain, args.batch_size, args.rounds, args.steps)
