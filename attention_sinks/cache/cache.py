@@ -175,6 +175,10 @@ class AttentionSinkKVCache(Cache):
 
     # ---- rows of several caches
 
+    def new_empty(self) -> AttentionSinkKVCache:
+        """Return a new cache without streams, for the same model, S and W."""
+        return type(self)(self._owner(), self.settings.sink_size, self.settings.window_size)
+
     def take(self, row: int) -> AttentionSinkKVCache:
         """Return a new cache of one row, a copy of `row`; this cache stays as it is.
 

@@ -57,6 +57,7 @@ def serve(
     gpus: Annotated[
         float | None, typer.Option(metavar="N", min=0, help="Of each replica (1 if there are any).")
     ] = None,
+    tensor_parallel: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that share the model.")] = 1,
 ) -> None:
     """Serve endless conversations with MODEL to clients of OpenAI's API."""
     with one_line_for_bad_input("serve"):
@@ -69,6 +70,11 @@ def serve(
         settings = settings_from(host=host, port=port, api_keys=api_key or None, no_auth=no_auth or None, page=page)
         if in_memory and sessions is not None:
             raise ValueError(f"--in-memory and --sessions={sessions} exclude each other; leave one out.")
+        if tensor_parallel > 1:
+            from .sharing import check_options
+
+            beside = {"--replicas": replicas > 1, "--gpus": gpus is not None, "--compile": compile}
+            check_options(tensor_parallel, {**beside, "--device": device is not None}, in_memory)
         pool = {
             "rows": rows,
             "max_waiting": max_waiting,
@@ -82,6 +88,9 @@ def serve(
         loading = (_absolute(model), system, options, sinks, window, dtype.value, device)
         opened = partial(open_pool, loading, pool, None if folder is None else _absolute(folder))
         with _listening(settings.host, settings.port) as listener:
+            if tensor_parallel > 1:
+                _serve_shared(tensor_parallel, loading, pool, name or model, settings, listener)
+                return
             if replicas == 1:
                 _serve(opened, name or model, settings, listener)
                 return
@@ -124,10 +133,38 @@ def open_pool(loading: tuple[Any, ...], options: dict[str, Any], folder: str | N
 
 def _serve(opened: Opened, name: str, settings: ServerSettings, listener: socket.socket) -> None:
     """Serve until the process is told to end."""
+    _answer(*opened(), name, settings, listener)
+
+
+def _serve_shared(
+    count: int,
+    loading: tuple[Any, ...],
+    options: dict[str, Any],
+    name: str,
+    settings: ServerSettings,
+    listener: socket.socket,
+) -> None:
+    """Serve a model that `count` processes share, of which this is the one that clients know."""
+    from ..pool.pool import StreamPool
+    from ..server.histories import Histories
+    from ..tensor_parallel.processes import shared_model
+    from .quiet import quiet_libraries
+    from .sharing import load_part, look_to_share
+
+    with quiet_libraries():
+        arguments, tokenizer = look_to_share(count, *loading[:6])
+    with shared_model(count, partial(load_part, arguments)) as (model, leader):
+        pool = StreamPool(model, tokenizer, cache_class=leader.cache_class, **options)
+        _answer(pool, Histories(None, options["session_expiry"]), name, settings, listener)
+
+
+def _answer(
+    pool: StreamPool, histories: Histories, name: str, settings: ServerSettings, listener: socket.socket
+) -> None:
+    """Answer clients until the process is told to end."""
     from ..server.app import create_app
     from ..server.running import server_of
 
-    pool, histories = opened()
     with pool:
         app = create_app(pool, histories, name, settings)
         _tell(name, settings, listener.getsockname()[1])

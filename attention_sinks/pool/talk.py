@@ -82,10 +82,17 @@ class Talks:
     attention_sink_size : int, optional
         S of every conversation, so that they fit one batch. The default is the model's, and at least what keeps the
         system prompt of the defaults for ever.
+    cache_class : type
+        The class of its caches.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, defaults: Mapping[str, Any], attention_sink_size: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        defaults: Mapping[str, Any],
+        attention_sink_size: int | None,
+        cache_class: type[AttentionSinkKVCache],
     ) -> None:
         self.model, self.tokenizer, self.defaults = model, tokenizer, dict(defaults)
         self._lock = threading.Lock()
@@ -94,7 +101,8 @@ class Talks:
         chat, prefix = self._settings({})
         own = chat.cache.settings
         size = max(own.sink_size, len(prefix)) if attention_sink_size is None else attention_sink_size
-        self.sizes: SinkSettings = AttentionSinkKVCache(model, size, own.window_size).settings
+        self._cache_class = cache_class
+        self.sizes: SinkSettings = cache_class(model, size, own.window_size).settings
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise what is wrong with these settings of a conversation, and warn of a prompt that it will forget."""
@@ -107,7 +115,7 @@ class Talks:
 
     def new(self, options: Mapping[str, Any]) -> Talk:
         """Return a conversation that has not begun, with `options` in the place of defaults."""
-        cache = AttentionSinkKVCache(self.model, self.sizes.sink_size, self.sizes.window_size)
+        cache = self._cache_class(self.model, self.sizes.sink_size, self.sizes.window_size)
         return self._talk(ChatStream(self.model, cache), options)
 
     def to_file(self, talk: Talk) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,0 +1,108 @@
+"""`LedCache`: the cache of a process that leads. Those that follow have one like it, with their own heads."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NoReturn, Protocol, cast
+
+import torch
+from torch import nn
+
+from ..cache.cache import AttentionSinkKVCache
+
+
+class Leads(Protocol):
+    """Tells the processes that follow what to do."""
+
+    def leads(self, action: str, *arguments: Any) -> AbstractContextManager[int]:
+        """Let the others do what the block does here; it gets the number of the cache that it makes, if any."""
+        ...
+
+    def forget(self, number: int) -> None:
+        """Let the others drop a cache."""
+        ...
+
+
+class LedCache(AttentionSinkKVCache):
+    """A cache that the processes that follow have as well. Whatever changes it here, changes theirs.
+
+    Parameters
+    ----------
+    model, attention_sink_size, attention_sink_window_size
+        As for `AttentionSinkKVCache`.
+
+    Attributes
+    ----------
+    leader : Leads
+        Tells them. Each leader has a class of its own, `Leader.cache_class`.
+    number : int
+        By which the others know the cache.
+    """
+
+    leader: ClassVar[Leads]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attention_sink_size: int | None = None,
+        attention_sink_window_size: int | None = None,
+    ) -> None:
+        with self.leader.leads("new", attention_sink_size, attention_sink_window_size) as number:
+            super().__init__(model, attention_sink_size, attention_sink_window_size)
+            self._known_as(number)
+
+    def _known_as(self, number: int) -> None:
+        self.number = number
+        weakref.finalize(self, self.leader.forget, number).atexit = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionSinkKVCache:
+        with self.leader.leads("__deepcopy__", self, {}) as number:
+            fork = cast(LedCache, super().__deepcopy__(memo))
+            fork._known_as(number)
+        return fork
+
+    def take(self, row: int) -> AttentionSinkKVCache:
+        with self.leader.leads("take", self, row) as number:
+            made = cast(LedCache, super().take(row))
+            made._known_as(number)
+        return made
+
+    def put(self, row: int, other: AttentionSinkKVCache) -> None:
+        with self.leader.leads("put", self, row, other):
+            super().put(row, other)
+
+    def reset(self) -> None:
+        with self.leader.leads("reset", self):
+            super().reset()
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        with self.leader.leads("batch_select_indices", self, indices):
+            super().batch_select_indices(indices)
+
+    def clear_rows(self, rows: Iterable[int]) -> None:
+        rows = list(rows)
+        with self.leader.leads("clear_rows", self, rows):
+            super().clear_rows(rows)
+
+    def activate_past_recording(self) -> None:
+        with self.leader.leads("activate_past_recording", self):
+            super().activate_past_recording()
+
+    def deactivate_past_recording(self) -> None:
+        with self.leader.leads("deactivate_past_recording", self):
+            super().deactivate_past_recording()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        with self.leader.leads("crop", self, tokens_to_remove):
+            super().crop(tokens_to_remove)
+
+    @classmethod
+    def stack(cls, caches: Sequence[AttentionSinkKVCache]) -> NoReturn:
+        raise NotImplementedError("caches of a model that several processes share cannot be stacked; put() rows.")
+
+    def snapshot(self, known: dict[str, Any] | None = None) -> NoReturn:
+        raise NotImplementedError(
+            "a cache of a model that several processes share cannot be saved: each process has the heads of its own."
+        )
