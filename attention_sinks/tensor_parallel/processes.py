@@ -52,12 +52,14 @@ def shared_model(count: int, load: Callable[[], Any]) -> Iterator[tuple[Any, Lea
         _join(0, count, store)
         model, leader = load(), Leader(connections)
         leader.lead(model)
-        yield model, leader
-        leaving.set()
-        leader.dismiss()
-        torch.distributed.destroy_process_group()  # all do so at once
-        for process in processes:
-            process.join(GRACE_SECONDS)
+        try:
+            yield model, leader
+        finally:
+            leaving.set()
+            leader.dismiss()
+            torch.distributed.destroy_process_group()  # all do so at once
+            for process in processes:
+                process.join(GRACE_SECONDS)
     finally:
         leaving.set()
         for connection in connections:
@@ -125,12 +127,13 @@ def _join(rank: int, count: int, store: torch.distributed.Store) -> None:
 
 def _watch(processes: Sequence[BaseProcess], leaving: threading.Event) -> None:
     """End this process when one of the others has ended before it was to: the model lacks a part then."""
-    wait([process.sentinel for process in processes])
+    ended = wait([process.sentinel for process in processes])
     if leaving.is_set():
         return
     for rank, process in enumerate(processes, start=1):
-        if process.exitcode is not None:
-            print(f"{_name(rank, len(processes) + 1)}: {_ended(process.exitcode)}.", file=sys.stderr, flush=True)
+        if process.sentinel in ended:
+            process.join(GRACE_SECONDS)  # a process that is ending has no exit code yet
+            print(f"{_name(rank, len(processes) + 1)}: {_how(process.exitcode)}.", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -138,7 +141,7 @@ def _name(rank: int, count: int) -> str:
     return f"attention-sinks: error: process {rank + 1} of {count}, which share the model"
 
 
-def _ended(code: int) -> str:
+def _how(code: int | None) -> str:
     """Say in words how a process has ended."""
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
     return f"it has ended {how}, and the others end with it; start the server again"
