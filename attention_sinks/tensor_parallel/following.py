@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from .commands import Command, Outcome
 from .follower import Follower
 
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds after which a process that has not done what another one has done counts as stuck."""
 
 
@@ -72,7 +72,7 @@ class Inbox:
                         self._due.append(time.monotonic())
                     self._messages.put(message)
                 if self._due and time.monotonic() > self._due[0] + PATIENCE:
-                    self._end("it has not done what the first process has done a minute ago")
+                    self._end("it has not done what the first process has done half a minute ago")
         except (EOFError, OSError):  # the leading process has gone, and may have left this one amid a call
             os._exit(0)
 
