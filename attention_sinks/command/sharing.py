@@ -16,16 +16,11 @@ from .loading import look_to_chat
 from .quiet import quiet_libraries
 
 
-def check_options(count: int, options: dict[str, bool], in_memory: bool) -> None:
+def check_options(count: int, options: dict[str, bool]) -> None:
     """Raise ValueError when one of the `options`, by name, is given that sharing by `count` processes excludes."""
     for name, is_given in options.items():
         if is_given:
             raise ValueError(f"--tensor-parallel={count} and {name} exclude each other; leave one out.")
-    if not in_memory:
-        raise ValueError(
-            f"--tensor-parallel={count} keeps conversations in memory alone, because each process has a part of them; "
-            "add --in-memory."
-        )
 
 
 def look_to_share(

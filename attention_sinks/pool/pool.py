@@ -220,7 +220,7 @@ class StreamPool:
         """Refuse what the caches of the model cannot do."""
         cache = self._talks.new({}).stream.cache
         if saves:
-            cache.layer_stack.check_has_no_states("sessions=…")
+            cache.check_can_be_saved("sessions=…")
         if compiles and not cache.is_compileable:
             raise ValueError("compile=True: the steps of this model cannot be compiled; leave compile out.")
 

@@ -13,9 +13,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
-from ..cache.fingerprint import fingerprint
 from ..chat.chat import StreamingChat
 from ..chat.saved_chat import restored, saved_state, settings_of
 from ..chat.stream import ChatStream
@@ -96,7 +94,7 @@ class Talks:
     ) -> None:
         self.model, self.tokenizer, self.defaults = model, tokenizer, dict(defaults)
         self._lock = threading.Lock()
-        self._fingerprint = fingerprint(setup_of(model).model)  # its weights do not change while a pool has it
+        self._fingerprint = cache_class.fingerprint_of(model)  # its weights do not change while a pool has it
         self._chats: OrderedDict[str, tuple[StreamingChat, tuple[int, ...]]] = OrderedDict()
         chat, prefix = self._settings({})
         own = chat.cache.settings
@@ -132,7 +130,8 @@ class Talks:
         ValueError
             When it is not one of this model, tokenizer, S and W.
         """
-        found = restored(self.model, tensors, state, GenerationConfig(), self._fingerprint)  # that of each turn counts
+        config = GenerationConfig()  # that of each turn counts
+        found = restored(self.model, tensors, state, config, self._fingerprint, self._cache_class)
         theirs, own = found.cache.settings, self.sizes
         if theirs != own:
             raise ValueError(

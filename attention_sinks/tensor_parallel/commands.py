@@ -19,19 +19,22 @@ class Command:
     Attributes
     ----------
     action : str
-        "new", "call", or the name of a method of caches.
+        "new", "call", "fingerprint_of", "from_snapshot", or the name of a method of caches.
     arguments : list
         What `pack` has made of its arguments.
     number : int
         By which the cache is known that the action makes, if it makes one.
     forgotten : list of int
         Caches that nobody has any more.
+    part : bytes or None
+        Tensors for the one process that gets this.
     """
 
     action: str
     arguments: list[Any]
     number: int
     forgotten: list[int]
+    part: bytes | None = None
 
 
 @dataclass(frozen=True)

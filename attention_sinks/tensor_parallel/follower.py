@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
+from ..cache.fingerprint import fingerprint
 from ..chat.decoding import device_of
 from .commands import Command, Outcome, called_modules, seen_by, unpack
+from .shards import as_bytes, from_bytes
 
 
 class Follower:
@@ -18,6 +22,8 @@ class Follower:
     ----------
     model : PreTrainedModel
         Its shard of the model, with attention sinks injected.
+    reply : callable
+        Sends something to the leading process.
 
     Attributes
     ----------
@@ -25,7 +31,8 @@ class Follower:
         Its caches, by the numbers of those of the leading process.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, reply: Callable[[bytes], Any]) -> None:
+        self._reply = reply
         self.caches: dict[int, AttentionSinkKVCache] = {}
         self._model, self._modules = model, called_modules(model)
 
@@ -37,20 +44,27 @@ class Follower:
         caches: list[Any] = []
         arguments = unpack(command.arguments, self.caches, torch.device(device_of(self._model)), caches)
         try:
-            made = self._do(command.action, *arguments)
+            made = self._do(command, *arguments)
         except Exception as error:
             return Outcome(repr(error), seen_by(caches))
         if isinstance(made, AttentionSinkKVCache):
             self.caches[command.number] = made
         return Outcome(None, seen_by(caches))
 
-    def _do(self, action: str, *arguments: Any) -> Any:
+    def _do(self, command: Command, *arguments: Any) -> Any:
         """Do it, and return the cache that it makes, if it makes one."""
-        if action == "new":
+        if command.action == "new":
             return AttentionSinkKVCache(self._model, *arguments)
-        if action == "call":
+        if command.action == "call":
             name, args, kwargs = arguments
-            self._modules[name](*args, **kwargs)
-            return None
+            return self._modules[name](*args, **kwargs)
+        if command.action == "fingerprint_of":
+            return fingerprint(setup_of(self._model).model, whole=True)
+        if command.action == "from_snapshot":
+            state, known = arguments
+            return AttentionSinkKVCache.from_snapshot(self._model, from_bytes(command.part or b""), state, known)
         cache, *others = arguments
-        return getattr(cache, action)(*others)
+        if command.action == "snapshot":
+            tensors, _ = cache.snapshot(*others)
+            return self._reply(as_bytes(tensors))
+        return getattr(cache, command.action)(*others)

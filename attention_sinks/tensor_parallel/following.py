@@ -22,7 +22,7 @@ PATIENCE = 30.0
 
 def follow(load: Callable[[], Any], inbox: Inbox) -> None:
     """Load the model, then do what comes in until the leading process says that it ends."""
-    follower = Follower(load())
+    follower = Follower(load(), inbox.reply)
     while (command := inbox.command()) is not None:
         inbox.compare(command, follower.obey(command))
 
@@ -48,6 +48,10 @@ class Inbox:
         """Return the next command as soon as there is one; None when there are no more."""
         command: Command | None = self._messages.get()
         return command
+
+    def reply(self, data: bytes) -> None:
+        """Send something to the leading process."""
+        self._connection.send_bytes(data)
 
     def compare(self, command: Command, own: Outcome) -> None:
         """End this process, and with it all others, when a command went another way than in the leading process.

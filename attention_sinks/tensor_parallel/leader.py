@@ -9,11 +9,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from .commands import Command, Outcome, called_modules, pack, seen_by
 from .led_cache import LedCache
+
+ENDED = "a process that shares the model has ended; start all of them again."
 
 
 class Leader:
@@ -55,10 +58,10 @@ class Leader:
             self._send(None)
 
     @contextmanager
-    def leads(self, action: str, *arguments: Any) -> Iterator[int]:
+    def leads(self, action: str, *arguments: Any, parts: Sequence[bytes] = ()) -> Iterator[int]:
         """Let the others do what the block does here; it gets the number of the cache that it makes, if any.
 
-        A block within another one is a part of what they do already.
+        A block within another one is a part of what they do already. `parts` has something for each of the others.
 
         Raises
         ------
@@ -75,7 +78,8 @@ class Leader:
             caches: list[Any] = []
             packed = pack(arguments, caches)
             forgotten = [self._forgotten.popleft() for _ in range(len(self._forgotten))]
-            self._send(Command(action, packed, number, forgotten))
+            command = Command(action, packed, number, forgotten)
+            self._send(*([replace(command, part=part) for part in parts] or [command]))
             error = None
             self._is_leading = True
             try:
@@ -95,10 +99,23 @@ class Leader:
 
         return led
 
-    def _send(self, message: Command | Outcome | None) -> None:
-        data = pickle.dumps(message)
-        for connection in self._connections:
-            try:
+    @property
+    def count(self) -> int:
+        """How many processes share the model."""
+        return 1 + len(self._connections)
+
+    def replies(self) -> list[bytes]:
+        """Return what the others answer to a command, within its block."""
+        try:
+            return [connection.recv_bytes() for connection in self._connections]
+        except (EOFError, OSError) as error:
+            raise ConnectionError(ENDED) from error
+
+    def _send(self, *messages: Command | Outcome | None) -> None:
+        """Send the others one message each, or all the same."""
+        pickled = [pickle.dumps(message) for message in messages]
+        try:
+            for connection, data in zip(self._connections, itertools.cycle(pickled), strict=False):
                 connection.send_bytes(data)
-            except OSError as error:
-                raise ConnectionError("a process that shares the model has ended; start all of them again.") from error
+        except OSError as error:
+            raise ConnectionError(ENDED) from error

@@ -10,14 +10,29 @@ from typing import Any, ClassVar, NoReturn, Protocol, cast
 import torch
 from torch import nn
 
+from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
+from ..cache.fingerprint import fingerprint
+from .shards import Tensors, as_bytes, cut_layers, from_bytes, joined, part_of
 
 
 class Leads(Protocol):
     """Tells the processes that follow what to do."""
 
-    def leads(self, action: str, *arguments: Any) -> AbstractContextManager[int]:
-        """Let the others do what the block does here; it gets the number of the cache that it makes, if any."""
+    @property
+    def count(self) -> int:
+        """How many processes share the model."""
+        ...
+
+    def leads(self, action: str, *arguments: Any, parts: Sequence[bytes] = ()) -> AbstractContextManager[int]:
+        """Let the others do what the block does here; it gets the number of the cache that it makes, if any.
+
+        `parts` has something for each of the others.
+        """
+        ...
+
+    def replies(self) -> list[bytes]:
+        """Return what the others answer, within the block."""
         ...
 
     def forget(self, number: int) -> None:
@@ -102,7 +117,31 @@ class LedCache(AttentionSinkKVCache):
     def stack(cls, caches: Sequence[AttentionSinkKVCache]) -> NoReturn:
         raise NotImplementedError("caches of a model that several processes share cannot be stacked; put() rows.")
 
-    def snapshot(self, known: dict[str, Any] | None = None) -> NoReturn:
-        raise NotImplementedError(
-            "a cache of a model that several processes share cannot be saved: each process has the heads of its own."
-        )
+    # ---- saving: files hold all heads, so that any number of processes can go on from them
+
+    def check_can_be_saved(self, action: str) -> None:
+        super().check_can_be_saved(action)
+        cut_layers(self._owner())
+
+    @classmethod
+    def fingerprint_of(cls, model: nn.Module) -> dict[str, Any]:
+        with cls.leader.leads("fingerprint_of"):
+            return fingerprint(setup_of(model).model, whole=True)
+
+    def snapshot(self, known: dict[str, Any] | None = None) -> tuple[Tensors, dict[str, Any]]:
+        known, cut = self.fingerprint_of(self._owner()) if known is None else known, cut_layers(self._owner())
+        with self.leader.leads("snapshot", self, {}):
+            own, state = super().snapshot(known)
+            others = [from_bytes(data) for data in self.leader.replies()]
+        return joined([own, *others], cut), state
+
+    @classmethod
+    def from_snapshot(
+        cls, model: nn.Module, tensors: Tensors, state: dict[str, Any], known: dict[str, Any] | None = None
+    ) -> AttentionSinkKVCache:
+        known, cut = cls.fingerprint_of(model) if known is None else known, cut_layers(model)
+        own, *others = (part_of(tensors, cut, rank, cls.leader.count) for rank in range(cls.leader.count))
+        with cls.leader.leads("from_snapshot", state, known, parts=[as_bytes(part) for part in others]) as number:
+            made = cast(LedCache, super().from_snapshot(model, own, state, known))
+            made._known_as(number)
+        return made

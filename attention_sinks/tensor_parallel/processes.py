@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -96,6 +97,8 @@ def _follow(rank: int, count: int, load: Callable[[], Any], port: int, connectio
     """Be one of the processes that follow. Ctrl-C, and what ends a service, are for the first one, which ends this."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    for package in ("attention_sinks", "transformers"):  # what they warn of, the first process says, too
+        logging.getLogger(package).setLevel(logging.ERROR)
     inbox = Inbox(connection, _name(rank, count))
     _join(rank, count, torch.distributed.TCPStore(HERE, port, count, False, timeout=LOADING))
     follow(load, inbox)

@@ -52,9 +52,10 @@ def checkpoint(tmp_path_factory):
 class Running:
     """A server whose model two processes share: the first process, the other one, and a client."""
 
-    def __init__(self, checkpoint):
-        options = ["--tensor-parallel", 2, "--in-memory", "--window", WINDOW, "--name", "tiny", "--port", 0]
-        command = [sys.executable, "-m", "attention_sinks", "serve", checkpoint, "--no-page", "--rows", 4, *options]
+    def __init__(self, checkpoint, folder):
+        sessions = ["--in-memory"] if folder is None else ["--sessions", folder]
+        options = ["--tensor-parallel", 2, *sessions, "--window", WINDOW, "--name", "tiny", "--port", 0, "--no-page"]
+        command = [sys.executable, "-m", "attention_sinks", "serve", checkpoint, "--rows", 4, *options]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE, text=True)
         self.told = []
@@ -73,8 +74,8 @@ class Running:
 
 
 @contextmanager
-def running(checkpoint):
-    server = Running(checkpoint)
+def running(checkpoint, folder=None):
+    server = Running(checkpoint, folder)
     try:
         yield server
     finally:
@@ -83,18 +84,27 @@ def running(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def shared(checkpoint):
-    with running(checkpoint) as server:
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sessions")
+
+
+@pytest.fixture(scope="module")
+def shared(checkpoint, folder):
+    with running(checkpoint, folder) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def alone(checkpoint):
     """A client of a server whose model one process has."""
+    with serving(pool_of(checkpoint)) as served:
+        yield served.client()
+
+
+def pool_of(checkpoint, **options):
     sizes = {"attention_sink_size": 4, "attention_sink_window_size": WINDOW}
     model = AutoModelForCausalLM.from_pretrained(checkpoint, **sizes)
-    with serving(StreamPool(model, AutoTokenizer.from_pretrained(checkpoint), rows=4)) as served:
-        yield served.client()
+    return StreamPool(model, AutoTokenizer.from_pretrained(checkpoint), rows=4, **options)
 
 
 def ask(client, messages, **options):
@@ -144,8 +154,18 @@ def test_samples_come_from_one_process(shared, alone):
     assert said[0] == said[1]
 
 
+def kept(client, text):
+    """The answer of a session with a name, and how many tokens it could see."""
+    reply = ask(client, [user(text)], max_tokens=8, extra_headers={"X-Session-Id": "kept"})
+    return reply.choices[0].message.content, reply.usage.prompt_tokens
+
+
+TURNS = ["w3 w3 " + "w1 " * 40, "w4", "w5", "w6"]
+
+
 # The last test of this server.
 def test_a_process_that_is_killed_ends_all(shared):
+    assert all(kept(shared.client, text)[0] for text in TURNS[:2])
     stream = ask(shared.client, [user("w1 w2")], stream=True, max_tokens=5000)
     next(stream)
     shared.other.kill()
@@ -154,18 +174,34 @@ def test_a_process_that_is_killed_ends_all(shared):
     assert "process 2 of 2" in "".join(shared.told) and "SIGKILL" in "".join(shared.told)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
-def test_no_process_outlives_the_first_one(checkpoint, number):
+def test_any_number_of_processes_goes_on_from_a_folder(checkpoint, folder, alone):
+    """Two processes have kept the first two turns, before they were killed; one takes the next, and two the last."""
+    expected = [kept(alone, text) for text in TURNS]
+    pool = pool_of(checkpoint, sessions=folder / "conversations")
+    with serving(pool, folder) as served:
+        assert kept(served.client(), TURNS[2]) == expected[2]
+        assert pool.numbers.tokens_read < 20
+    with running(checkpoint, folder) as server:
+        assert kept(server.client, TURNS[3]) == expected[3]
+        assert_none_outlives(server, signal.SIGINT, 130)
+
+
+def test_no_process_outlives_one_that_is_killed(checkpoint):
     with running(checkpoint) as server:
-        stream = ask(server.client, [user("w1 w2")], stream=True, max_tokens=5000)
-        next(stream)
-        for early in (signal.SIGINT, signal.SIGTERM):  # those of a terminal and of a service go to all processes
-            server.other.send_signal(early)
-        assert next(stream)
-        server.process.send_signal(number)
-        assert server.process.wait(20) in (130, -number)
-        psutil.wait_procs([server.other], timeout=10)
-        assert not server.other.is_running()
+        assert_none_outlives(server, signal.SIGKILL, -signal.SIGKILL)
+
+
+def assert_none_outlives(server, number, code):
+    """All processes end soon when the first one gets a signal, and not when the other one gets it."""
+    stream = ask(server.client, [user("w1 w2")], stream=True, max_tokens=5000)
+    next(stream)
+    for early in (signal.SIGINT, signal.SIGTERM):  # those of a terminal and of a service go to all processes
+        server.other.send_signal(early)
+    assert next(stream)
+    server.process.send_signal(number)
+    assert server.process.wait(20) == code
+    psutil.wait_procs([server.other], timeout=10)
+    assert not server.other.is_running()
 
 
 REFUSED = {
@@ -182,10 +218,6 @@ REFUSED = {
 def test_what_cannot_be_shared_is_refused_in_one_line(checkpoint, options, word):
     given = ["serve", str(checkpoint), "--in-memory", "--port", "0", "--tensor-parallel", "2", *options]
     assert_refused(given, word)
-
-
-def test_conversations_in_a_folder_are_refused(checkpoint, tmp_path):
-    assert_refused(["serve", str(checkpoint), "--tensor-parallel", "2", "--sessions", str(tmp_path)], "--in-memory")
 
 
 def test_models_that_cannot_be_cut_are_refused(tmp_path):

@@ -6,6 +6,7 @@ import inspect
 import multiprocessing
 import pickle
 import threading
+import time
 
 import pytest
 import torch
@@ -17,16 +18,22 @@ from attention_sinks.tensor_parallel.follower import Follower
 from attention_sinks.tensor_parallel.following import Inbox
 from attention_sinks.tensor_parallel.leader import Leader
 from attention_sinks.tensor_parallel.led_cache import LedCache
+from attention_sinks.tensor_parallel.shards import as_bytes, cut_layers, from_bytes, joined, part_of
 from support.helpers import random_ids, refused, stream, tiny_llama
 from support.pools import END, S, W, config
 from support.toy_tokenizers import DEFAULT_SYSTEM, thinking_tokenizer, word_tokenizer
+from support.zoo import animal_of
+
+KEYS = "layers.1.0"
+"""The name of a tensor in a snapshot."""
 
 
 class Wire:
     """Stands for the connection to a process that follows: that does at once what it is told."""
 
     def __init__(self):
-        self.follower, self.sent, self.own = Follower(streaming()), [], None
+        self.replies = []
+        self.follower, self.sent, self.own = Follower(streaming(), self.replies.append), [], None
 
     def send_bytes(self, data):
         message = pickle.loads(data)
@@ -35,6 +42,9 @@ class Wire:
             self.own = self.follower.obey(message)
         else:
             assert self.own.difference(message) is None
+
+    def recv_bytes(self):
+        return self.replies.pop(0)
 
     def assert_alike(self, *caches):
         """Both have the same streams; of a model that is not cut, the same numbers."""
@@ -118,7 +128,7 @@ def test_the_others_forget_what_nobody_has(wire, leader, model):
                 list(answer)
             most = max(most, len(wire.follower.caches))
     assert most < 25 < sum(command.action == "new" for command in wire.sent)
-    del answers, pool
+    del answers, answer, pool
     gc.collect()
     kept = leader.cache_class(model)
     assert list(wire.follower.caches) == [kept.number]
@@ -150,10 +160,33 @@ def test_every_change_of_a_cache(wire, new, model, change):
     assert not wire.follower.caches[cache.number].is_initialized
 
 
+def test_a_snapshot_is_of_all_and_for_all(wire, leader, new, model):
+    """Of a model that is not cut each process has all, so the snapshot is that of any of them."""
+    cache = new(2, 20)
+    known = leader.cache_class.fingerprint_of(model)
+    tensors, state = cache.snapshot(known)
+    expected, same = wire.follower.caches[cache.number].snapshot()
+    assert state == same and not cut_layers(model)
+    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in tensors)
+    wire.assert_alike(leader.cache_class.from_snapshot(model, tensors, state, known))
+    tensors[KEYS] = tensors[KEYS][:, :1]
+    refused(ValueError, lambda: leader.cache_class.from_snapshot(model, tensors, state, known), "layer 1")
+    assert wire.own.error is not None, "it was refused by all alike"
+
+
+def test_parts_and_wholes():
+    tensors = {"layers.0.0": torch.rand(2, 4, 7, 8), "layers.1.0": torch.rand(2, 4, 7, 8)}
+    parts = [part_of(tensors, {0}, rank, 2) for rank in range(2)]
+    assert [part["layers.0.0"].shape[1] for part in parts] == [2, 2]
+    assert all(torch.equal(part["layers.1.0"], tensors["layers.1.0"]) for part in parts)
+    whole = joined([from_bytes(as_bytes(part)) for part in parts], {0})
+    assert all(torch.equal(whole[name], tensors[name]) for name in tensors)
+    refused(NotImplementedError, lambda: cut_layers(inject_attention_sinks(animal_of("gpt_neox").build(), S, W)))
+
+
 def test_no_change_is_missed():
     """A method that somebody adds to caches is either led or reads only, or is made of some that are led."""
-    reads = {"get_seq_length", "get_query_offset", "get_mask_sizes", "save", "load", "from_snapshot", "serves"}
-    reads |= {"table", "was_made_for"}
+    reads = {"get_seq_length", "get_query_offset", "get_mask_sizes", "save", "load", "serves", "table", "was_made_for"}
     made_of_others = {"new_empty", "reorder_cache", "batch_repeat_interleave"}
     public = {name for name, _ in inspect.getmembers(AttentionSinkKVCache, callable) if not name.startswith("_")}
     own = public & {*vars(AttentionSinkKVCache)}
@@ -193,6 +226,8 @@ def inbox(monkeypatch):
             assert not thread.is_alive()
 
 
+ENDS_A_THREAD = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 NEW, CALL = Command("new", [None, None], 0, []), Command("call", [], 1, [])
 
 
@@ -206,6 +241,7 @@ NEW, CALL = Command("new", [None, None], 0, []), Command("call", [], 1, [])
     ],
     ids=["an_error_here", "an_error_there", "no_word", "other_streams"],
 )
+@ENDS_A_THREAD
 def test_who_goes_another_way_ends(inbox, capsys, own, theirs, word):
     connection, inbox = inbox
     connection.send_bytes(pickle.dumps(CALL))
@@ -217,6 +253,21 @@ def test_who_goes_another_way_ends(inbox, capsys, own, theirs, word):
     assert word in capsys.readouterr().err
 
 
+@ENDS_A_THREAD
+def test_who_is_stuck_ends(inbox, capsys):
+    """The first process has broken off a call, in which this one waits for it."""
+    connection, inbox = inbox
+    for message in (CALL, Outcome("OutOfMemoryError()", [])):
+        connection.send_bytes(pickle.dumps(message))
+    assert inbox.command() == CALL
+    deadline, told = time.monotonic() + 10, ""
+    while "it has not done" not in told:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        told += capsys.readouterr().err
+
+
+@ENDS_A_THREAD
 def test_who_goes_the_same_way_goes_on(inbox):
     connection, inbox = inbox
     for command, error in ((NEW, None), (CALL, "ValueError()")):
