@@ -55,11 +55,14 @@ def look_to_share(
 
 
 def load_part(arguments: dict[str, Any]) -> Any:
-    """Load this process's part of a model, when it has met the others."""
+    """Load this process's part of a model, when it has met the others; ValueError when there are no parts."""
     from transformers.distributed import DistributedConfig
 
+    shared = DistributedConfig(tp_plan="auto", tp_size=torch.distributed.get_world_size())
     with quiet_libraries():
-        model = AutoModelForCausalLM.from_pretrained(**arguments, distributed_config=DistributedConfig(tp_plan="auto"))
+        model = AutoModelForCausalLM.from_pretrained(**arguments, distributed_config=shared)
+    if not any(hasattr(weight, "full_tensor") for weight in model.parameters()):
+        raise ValueError("Transformers has left the model whole; leave --tensor-parallel out, or use another release.")
     return model.eval()
 
 
