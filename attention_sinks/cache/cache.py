@@ -188,6 +188,11 @@ class AttentionSinkKVCache(Cache):
 
     # ---- rows of several caches
 
+    def new_empty(self) -> AttentionSinkKVCache:
+        """Return a new cache without streams, for the same model, S, W and dtype."""
+        settings = self.settings
+        return type(self)(self._owner(), settings.sink_size, settings.window_size, settings.cache_dtype)
+
     def take(self, row: int) -> AttentionSinkKVCache:
         """Return a new cache of one row, a copy of `row`; this cache stays as it is.
 
@@ -404,12 +409,21 @@ class AttentionSinkKVCache(Cache):
     def snapshot(self, known: dict[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the cache as tensors by name and plain data, from which `from_snapshot` makes it again.
 
-        `known` is the fingerprint of the model, where that is at hand. To take it reads some of every weight.
+        `known` is the fingerprint of the model, where that is at hand.
         """
         self.streams.settle()
-        self.layer_stack.check_has_no_states("save")
-        known = fingerprint(self._owner()) if known is None else known
+        self.check_can_be_saved("save")
+        known = self.fingerprint_of(self._owner()) if known is None else known
         return take_snapshot(self.settings, self.layer_stack, known)
+
+    def check_can_be_saved(self, action: str) -> None:
+        """Raise NotImplementedError when no file can hold the cache, which `action` asks for."""
+        self.layer_stack.check_has_no_states(action)
+
+    @classmethod
+    def fingerprint_of(cls, model: nn.Module) -> dict[str, Any]:
+        """Return what tells `model` from others in snapshots. To take it reads some of every weight."""
+        return fingerprint(setup_of(model).model)
 
     @classmethod
     def from_snapshot(
@@ -423,7 +437,7 @@ class AttentionSinkKVCache(Cache):
 
         `known` is the fingerprint of the model, as in `snapshot`.
         """
-        known = fingerprint(setup_of(model).model) if known is None else known
+        known = cls.fingerprint_of(model) if known is None else known
         saved = fitting_state(tensors, state, model, known)
         cache = cls(model, *saved.settings[:2], saved.cache_dtype)
         restore_snapshot(cache.layer_stack, cache._owner(), tensors, saved)

@@ -25,11 +25,14 @@ SAMPLES = 64
 """Numbers that are read of each weight, spread evenly. Training or another checkpoint changes every one of them."""
 
 
-def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+def fingerprint(model: PreTrainedModel, whole: bool = False) -> dict[str, Any]:
     """Return facts and samples of the base model `model`, as JSON can hold them.
 
     They are the same for the same checkpoint loaded anew. Adapters that are not merged count as weights. Weights that
     are not in memory, because they are offloaded to disk, are left out.
+
+    Of a model that several processes share, each sees its own part; with `whole` all of it, as if no other had a part.
+    All processes then call this together.
     """
     known = model.config.to_dict()
     facts = {name: _plain(known[name]) for name in FACTS if name in known}
@@ -37,7 +40,7 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     unknown = set()
     for name, weight in model.named_parameters():
         part = ".".join(name.split(".")[:2])
-        sample = _sample(weight)
+        sample = _sample(weight, whole)
         if sample is None:
             unknown.add(part)
         else:
@@ -58,11 +61,11 @@ def difference(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
     return None
 
 
-def _sample(weight: torch.Tensor) -> bytes | None:
+def _sample(weight: torch.Tensor, whole: bool) -> bytes | None:
     """Return type, shape and some numbers of a weight, or None when they cannot be read."""
     if weight.is_meta:
         return None
-    to_local = getattr(weight, "to_local", None)  # a distributed tensor has it
+    to_local = getattr(weight, "full_tensor" if whole else "to_local", None)  # a distributed tensor has them
     local = weight if to_local is None else to_local()
     try:
         flat = local.detach().reshape(-1)

@@ -187,8 +187,9 @@ def restored(
     state: dict[str, Any],
     generation_config: GenerationConfig | None,
     known: dict[str, Any] | None = None,
+    cache_class: type[AttentionSinkKVCache] = AttentionSinkKVCache,
 ) -> Restored:
-    """Return what a file holds of a chat, checked, with a cache for `model`.
+    """Return what a file holds of a chat, checked, with a cache of `cache_class` for `model`.
 
     `known` is the fingerprint of the model, where that is at hand.
 
@@ -199,7 +200,7 @@ def restored(
     """
     vocabulary = setup_of(model).model.config.vocab_size
     saved = fitting_chat(state, generation_config)
-    cache = AttentionSinkKVCache.from_snapshot(model, tensors, saved.cache, known)
+    cache = cache_class.from_snapshot(model, tensors, saved.cache, known)
     return Restored(saved, cache, *saved.conversations(cache, vocabulary))
 
 

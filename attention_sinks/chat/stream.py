@@ -254,9 +254,8 @@ class ChatStream:
 
     def lend(self) -> AttentionSinkKVCache:
         """Give the cache of one conversation away: until `take_back`, its stream goes on as a row of a batch."""
-        cache, rows, settings = self.cache, self.rows, self.cache.settings
+        cache, rows, empty = self.cache, self.rows, self.cache.new_empty()
         assert rows is not None  # the message is read
-        empty = AttentionSinkKVCache(self.model, settings.sink_size, settings.window_size, settings.cache_dtype)
         (seen,) = cache.streams.seen
         self._rows_at = {cache.get_seq_length(): rows, seen: rows}
         self.cache, self._lent = empty, seen

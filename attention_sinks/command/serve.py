@@ -57,6 +57,7 @@ def serve(
     gpus: Annotated[
         float | None, typer.Option(metavar="N", min=0, help="Of each replica (1 if there are any).")
     ] = None,
+    tensor_parallel: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that share the model.")] = 1,
 ) -> None:
     """Serve endless conversations with MODEL to clients of OpenAI's API."""
     with one_line_for_bad_input("serve"):
@@ -69,6 +70,11 @@ def serve(
         settings = settings_from(host=host, port=port, api_keys=api_key or None, no_auth=no_auth or None, page=page)
         if in_memory and sessions is not None:
             raise ValueError(f"--in-memory and --sessions={sessions} exclude each other; leave one out.")
+        if tensor_parallel > 1:
+            from .sharing import check_options
+
+            beside = {"--replicas": replicas > 1, "--gpus": gpus is not None, "--compile": compile}
+            check_options(tensor_parallel, {**beside, "--device": device is not None})
         pool = {
             "rows": rows,
             "max_waiting": max_waiting,
@@ -80,8 +86,12 @@ def serve(
         }
         folder = None if in_memory else sessions or str(_folder())
         loading = (_absolute(model), system, options, sinks, window, dtype.value, device)
-        opened = partial(open_pool, loading, pool, None if folder is None else _absolute(folder))
+        folder = None if folder is None else _absolute(folder)
+        opened = partial(open_pool, loading, pool, folder)
         with _listening(settings.host, settings.port) as listener:
+            if tensor_parallel > 1:
+                _serve_shared(tensor_parallel, loading, pool, folder, name or model, settings, listener)
+                return
             if replicas == 1:
                 _serve(opened, name or model, settings, listener)
                 return
@@ -103,31 +113,64 @@ def open_pool(loading: tuple[Any, ...], options: dict[str, Any], folder: str | N
     folder : str, optional
         Where conversations are kept; None for memory alone.
     """
-    from ..pool.pool import StreamPool
-    from ..server.histories import Histories
     from .loading import load_to_chat
     from .quiet import quiet_libraries
+
+    with quiet_libraries():
+        model, tokenizer = load_to_chat(*loading)
+    return _pool_of(model, tokenizer, loading[0], options, folder)
+
+
+def _pool_of(
+    model: Any, tokenizer: Any, name: str, options: dict[str, Any], folder: str | None
+) -> tuple[StreamPool, Histories]:
+    """Return the pool of a model that is loaded, whose user calls it `name`, and the histories."""
+    from ..pool.pool import StreamPool
+    from ..server.histories import Histories
 
     conversations, histories = (
         None if folder is None else f"{folder}/{kind}" for kind in ("conversations", "histories")
     )
-    with quiet_libraries():
-        model, tokenizer = load_to_chat(*loading)
     try:
         pool = StreamPool(model, tokenizer, sessions=conversations, **options)
     except NotImplementedError as error:
-        raise NotImplementedError(
-            f"{error} To serve {loading[0]!r}, keep conversations in memory, --in-memory."
-        ) from error
+        raise NotImplementedError(f"{error} To serve {name!r}, keep conversations in memory, --in-memory.") from error
     return pool, Histories(histories, options["session_expiry"])
 
 
 def _serve(opened: Opened, name: str, settings: ServerSettings, listener: socket.socket) -> None:
     """Serve until the process is told to end."""
+    _answer(*opened(), name, settings, listener)
+
+
+def _serve_shared(
+    count: int,
+    loading: tuple[Any, ...],
+    options: dict[str, Any],
+    folder: str | None,
+    name: str,
+    settings: ServerSettings,
+    listener: socket.socket,
+) -> None:
+    """Serve a model that `count` processes share, of which this is the one that clients know."""
+    from ..tensor_parallel.processes import shared_model
+    from .quiet import quiet_libraries
+    from .sharing import load_part, look_to_share
+
+    with quiet_libraries():
+        arguments, tokenizer = look_to_share(count, *loading[:6])
+    with shared_model(count, partial(load_part, arguments)) as (model, leader):
+        options = {**options, "cache_class": leader.cache_class}
+        _answer(*_pool_of(model, tokenizer, loading[0], options, folder), name, settings, listener)
+
+
+def _answer(
+    pool: StreamPool, histories: Histories, name: str, settings: ServerSettings, listener: socket.socket
+) -> None:
+    """Answer clients until the process is told to end."""
     from ..server.app import create_app
     from ..server.running import server_of
 
-    pool, histories = opened()
     with pool:
         app = create_app(pool, histories, name, settings)
         _tell(name, settings, listener.getsockname()[1])

@@ -72,8 +72,8 @@ class Beginnings:
 
 async def _fed(talk: Talk, stepper: Stepper) -> AttentionSinkKVCache:
     """Return a cache that has been fed the prefix of `talk`."""
-    settings, base = talk.stream.cache.settings, setup_of(talk.chat.model).model  # nobody needs logits of a prefix
-    cache = AttentionSinkKVCache(base, settings.sink_size, settings.window_size, settings.cache_dtype)
+    cache: AttentionSinkKVCache = talk.stream.cache.new_empty()
+    base = setup_of(talk.chat.model).model  # nobody needs logits of a prefix
     ids = torch.tensor([talk.prefix], dtype=torch.long, device=device_of(talk.chat.model))
     read = 0
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ..cache.cache import AttentionSinkKVCache
 from ..chat.messages import Thoughts
 from ..sessions.files import check_name
 from ..sessions.store import SessionInfo, SessionStore
@@ -67,6 +68,8 @@ class StreamPool:
     compile : bool, default False
         Whether steps run in one graph of `torch.compile`, which has all rows always. The first step takes a minute or
         two.
+    cache_class : type, default AttentionSinkKVCache
+        The class of all caches: a subclass where caches do more than is done here.
     system, chat_template, chat_template_kwargs, tools, thoughts, keep_transcript
         As for `StreamingChat`; a conversation may have its own, see `conversation`.
 
@@ -102,6 +105,7 @@ class StreamPool:
         attention_sink_size: int | None = None,
         generation_config: GenerationConfig | None = None,
         compile: bool = False,
+        cache_class: type[AttentionSinkKVCache] = AttentionSinkKVCache,
         system: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -124,7 +128,7 @@ class StreamPool:
             "thoughts": thoughts,
             "keep_transcript": keep_transcript,
         }
-        self._talks = Talks(model, tokenizer, defaults, attention_sink_size)
+        self._talks = Talks(model, tokenizer, defaults, attention_sink_size, cache_class)
         self.generation_config = copy.deepcopy(generation_config or cast(Any, model).generation_config)
         self._check_model(compile, sessions is not None)
         self._store: SessionStore[Talk] = SessionStore(
@@ -216,7 +220,7 @@ class StreamPool:
         """Refuse what the caches of the model cannot do."""
         cache = self._talks.new({}).stream.cache
         if saves:
-            cache.layer_stack.check_has_no_states("sessions=…")
+            cache.check_can_be_saved("sessions=…")
         if compiles and not cache.is_compileable:
             raise ValueError("compile=True: the steps of this model cannot be compiled; leave compile out.")
 

@@ -13,9 +13,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from ..architecture.setup import setup_of
 from ..cache.cache import AttentionSinkKVCache
-from ..cache.fingerprint import fingerprint
 from ..chat.chat import StreamingChat
 from ..chat.saved_chat import restored, saved_state, settings_of
 from ..chat.stream import ChatStream
@@ -82,19 +80,27 @@ class Talks:
     attention_sink_size : int, optional
         S of every conversation, so that they fit one batch. The default is the model's, and at least what keeps the
         system prompt of the defaults for ever.
+    cache_class : type
+        The class of its caches.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, defaults: Mapping[str, Any], attention_sink_size: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        defaults: Mapping[str, Any],
+        attention_sink_size: int | None,
+        cache_class: type[AttentionSinkKVCache],
     ) -> None:
         self.model, self.tokenizer, self.defaults = model, tokenizer, dict(defaults)
         self._lock = threading.Lock()
-        self._fingerprint = fingerprint(setup_of(model).model)  # its weights do not change while a pool has it
+        self._fingerprint = cache_class.fingerprint_of(model)  # its weights do not change while a pool has it
         self._chats: OrderedDict[str, tuple[StreamingChat, tuple[int, ...]]] = OrderedDict()
         chat, prefix = self._settings({})
         own = chat.cache.settings
         size = max(own.sink_size, len(prefix)) if attention_sink_size is None else attention_sink_size
-        self.sizes: SinkSettings = AttentionSinkKVCache(model, size, own.window_size, own.cache_dtype).settings
+        self._cache_class = cache_class
+        self.sizes: SinkSettings = cache_class(model, size, own.window_size, own.cache_dtype).settings
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise what is wrong with these settings of a conversation, and warn of a prompt that it will forget."""
@@ -107,7 +113,7 @@ class Talks:
 
     def new(self, options: Mapping[str, Any]) -> Talk:
         """Return a conversation that has not begun, with `options` in the place of defaults."""
-        cache = AttentionSinkKVCache(self.model, self.sizes.sink_size, self.sizes.window_size, self.sizes.cache_dtype)
+        cache = self._cache_class(self.model, self.sizes.sink_size, self.sizes.window_size, self.sizes.cache_dtype)
         return self._talk(ChatStream(self.model, cache), options)
 
     def to_file(self, talk: Talk) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -124,7 +130,8 @@ class Talks:
         ValueError
             When it is not one of this model, tokenizer, S and W.
         """
-        found = restored(self.model, tensors, state, GenerationConfig(), self._fingerprint)  # that of each turn counts
+        config = GenerationConfig()  # that of each turn counts
+        found = restored(self.model, tensors, state, config, self._fingerprint, self._cache_class)
         theirs, own = found.cache.settings, self.sizes
         if theirs != own:
             raise ValueError(
