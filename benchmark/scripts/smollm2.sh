@@ -2,7 +2,7 @@
 # Rebuilds what lies in benchmark/results/smollm2_135m/ from nothing but the package registries: SmolLM2-135M on a CPU
 # reads a real novel, recalls numbers, answers the questions of MT-Bench, writes on and on; a tiny model takes a million
 # steps. Takes some 3 hours on 2 free cores. Any step can be broken off; the next run goes on with what is missing.
-#   PYTHON=python bash benchmark/scripts/smollm2.sh [perplexity] [novel] [recall] [attention] [chat] [endless] [million]
+#   PYTHON=python bash benchmark/scripts/smollm2.sh [perplexity] [dtypes] [novel] [recall] [attention] [chat] [endless] [million]
 # Without a step's name, all of them. Results go to benchmark/outputs/smollm2_135m/ (OUTPUT). TOKENS, NOVEL_TOKENS,
 # RECALL_TOKENS, TURN_TOKENS, ENDLESS_TOKENS and MILLION_STEPS shorten a trial run.
 set -euo pipefail
@@ -17,9 +17,9 @@ tokens=${TOKENS:-16384}
 text=${DATASET:-$("$python" -m benchmark.data.novel --output benchmark/texts/emma.txt)}
 here=(--model_name_or_path "$model" --device cpu --dtype float32)
 
-score() { # name experiment window tokens report_every
+score() { # name experiment window tokens report_every [arguments]
   "$python" -m benchmark.quality.perplexity "${here[@]}" --dataset_name "$text" --name "$1" --experiment "$2" \
-    --window_size "$3" --num_tokens "$4" --report_every "$5" --chunk_size 1024 --output_dir "$output" --resume
+    --window_size "$3" --num_tokens "$4" --report_every "$5" --chunk_size 1024 --output_dir "$output" --resume "${@:6}"
 }
 
 plot() { # name title log_perplexity_limit mark run...
@@ -34,6 +34,12 @@ step_perplexity() {
     score "windowed_$window" windowed "$window" "$tokens" 64
     plot "window_$window" "SmolLM2-135M reading a novel, cache of $window tokens" 5 "$window=window" \
       "attention_sinks_$window" "windowed_$window" transformers
+  done
+}
+
+step_dtypes() {
+  for dtype in auto bfloat16 float16 int8 int8-int4; do
+    score "cache_dtype_$dtype" attention_sinks 512 "$tokens" 64 --cache_dtype "$dtype"
   done
 }
 
@@ -92,7 +98,7 @@ once() { # option log script [arguments]: what is broken off leaves no log behin
   rm "$log.partial"
 }
 
-[ $# -gt 0 ] || set -- perplexity novel recall attention chat endless million
+[ $# -gt 0 ] || set -- perplexity dtypes novel recall attention chat endless million
 for step in "$@"; do
   declare -F "step_$step" >/dev/null || { echo "smollm2.sh: error: there is no step $step." >&2; exit 2; }
 done

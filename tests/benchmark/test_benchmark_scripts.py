@@ -117,7 +117,7 @@ def test_a_comparison_ends_where_one_of_its_runs_fails(comparison):
 def test_smollm2_makes_every_committed_result(calls, tmp_path):
     made = calls("smollm2.sh", MODEL=str(BENCHMARK), DATASET="novel.txt", QUESTIONS="questions.jsonl")
     names = [name for name, _ in made]
-    counts = {"perplexity": 8, "plot_perplexity": 4, "recall": 3, "plot_recall": 1, "attention_map": 1}
+    counts = {"perplexity": 13, "plot_perplexity": 4, "recall": 3, "plot_recall": 1, "attention_map": 1}
     counts |= {"streaming": 3, "fluency": 1, "endless_generation": 3, "million_steps": 1}
     assert {name: names.count(name) for name in names} == counts
     written = {f"{args.name}.csv" for name, args in made if name == "perplexity"}
