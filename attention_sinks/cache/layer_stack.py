@@ -12,7 +12,6 @@ from ..plan.counters import Counters
 from ..plan.layer import LayerPlan
 from ..positions.schemes import Position
 from .layer import Layer
-from .precision import without_autocast
 from .sink_layer import SinkLayer
 from .stream_state import COMMITTED_COLUMNS, StreamState, selected
 
@@ -101,10 +100,10 @@ class LayerStack:
             plan = plan_of(index, layers[0].sink_slots)
             if plan.sink_rotation is None:
                 continue
-            first = layers[0]
-            with without_autocast(first.sinks.device.type):
-                sinks = first.sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
-            sinks = first.part_form.decode(sinks, first.sink_slots)
+            if layers[0].precision is not None:
+                sinks = layers[0].decoded_sinks(layers)
+            else:
+                sinks = layers[0].sinks if len(layers) == 1 else torch.cat([layer.sinks for layer in layers], dim=1)
             parts = plan.rotate(sinks, plan.sink_rotation).chunk(len(layers), dim=1)
             torch._foreach_copy_([layer.sink_slots for layer in layers], parts)
 

@@ -28,8 +28,8 @@ class LatentLayer(SinkLayer):
 
     @property
     def part_form(self) -> Form:
-        assert self.forms is not None
-        return self.forms[1]
+        assert self.precision is not None
+        return self.precision[1]
 
 
 class IndexedLayer(SinkLayer):

@@ -12,13 +12,13 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..plan.block import BlockPlan
 from ..plan.counters import Counters
-from ..plan.layer import LayerPlan, Plan
+from ..plan.layer import LayerPlan
 from ..plan.reach import Reach
 from ..plan.token import TokenPlan
 from ..positions.schemes import Position
 from .columns import KeysValues, picked, put, rotated, take, write_rows
 from .layer import Layer, nothing, refuse_plain_model
-from .precision import Form, Forms, InDtype, without_autocast
+from .precision import Form, Forms, without_autocast
 from .stream_state import StreamState
 from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 
@@ -39,14 +39,14 @@ class SinkLayer(Layer, CacheLayerMixin):
         [batch, num_key_value_heads, S+W+1, head_dim]: S sinks, then a ring of W+1 slots (see `plan`). Recent keys stay
         rotated as they were when they came; the first S slots hold the sinks as the last step saw them. None until the
         first call has made the buffers.
-    forms : tuple of Form or None
-        The forms in which keys and values are kept. Without a precision the first call decides: where autocast makes
-        keys and values of two dtypes, it is the wider one. What comes otherwise is converted, and attention gets it
-        back as it came. None before.
+    stored_dtype : torch.dtype or None
+        The dtype of keys as they are kept. Without a precision the first call decides, for values as well: where
+        autocast makes keys and values of two dtypes, it is the wider one. What comes in another dtype is converted, and
+        attention gets it back in that. None before.
     precision : tuple of Form or None
-        The forms that the user has chosen; None where numbers are kept as they come. With a precision the sinks
-        change places: the first S slots hold them as they first were, and a buffer in the model's dtype holds them as
-        the last step saw them, because what is rotated from step to step must not be rounded again.
+        The forms in which keys and values are rounded; None where they are kept as they come. With a precision the
+        sinks change places: the first S slots hold them as they first were, and a buffer in the model's dtype holds
+        them as the last step saw them, because what is rotated from step to step must not be rounded again.
     sinks : torch.Tensor
         [batch, num_key_value_heads, S, head_dim], the rotated part of the sinks as it was at their own positions
         0..S-1. It is never changed, so its rounding error does not grow with the stream. It is empty where nothing is
@@ -72,7 +72,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         self.reach: Reach = reach
         self.streams, self.rotates, self.precision = streams, rotates, precision
         self.sinks = self.sink_slots = NOTHING
-        self.forms = precision
+        self.stored_dtype = self._chosen_dtype
         self.pending: Buffers | None = None
         self.log = UndoLog()
         self._act: object = None  # the last selection of rows, which is not done twice
@@ -89,9 +89,9 @@ class SinkLayer(Layer, CacheLayerMixin):
 
     @property
     def part_form(self) -> Form:
-        """The form in which the rotated part is kept, once there is one."""
-        assert self.forms is not None
-        return self.forms[0]
+        """The form in which the rotated part is rounded, in a layer with a precision."""
+        assert self.precision is not None
+        return self.precision[0]
 
     # ---- its buffers
 
@@ -102,9 +102,9 @@ class SinkLayer(Layer, CacheLayerMixin):
         return self.keys, self.values, self.sinks if self.precision is None else self.sink_slots
 
     @property
-    def stored_dtype(self) -> torch.dtype | None:
-        """The dtype of keys as they are kept; None before the first call decides."""
-        return None if self.forms is None else self.forms[0].dtype
+    def _chosen_dtype(self) -> torch.dtype | None:
+        """The stored dtype before the first call."""
+        return None if self.precision is None else self.precision[0].dtype
 
     @property
     def kept_sinks(self) -> int:
@@ -115,28 +115,29 @@ class SinkLayer(Layer, CacheLayerMixin):
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return (*(self.buffers if self.is_initialized else ()), *super().tensors)
 
-    def decoded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def decoded(self) -> Buffers:
         """Return keys, values and sinks as attention takes them, wherever heads of keys and values are alike."""
-        forms, (keys, values, _) = self.forms, self.buffers
-        assert forms is not None  # there are buffers
-        shown = self.sink_slots
-        return forms[0].decode(keys, shown), forms[1].decode(values, shown), self.part_form.decode(self.sinks, shown)
+        if self.precision is None:
+            return self.buffers
+        (keys, values, shown), (key_form, value_form) = self.buffers, self.precision
+        return key_form.decode(keys, shown), value_form.decode(values, shown), self.decoded_sinks([self])
+
+    def decoded_sinks(self, layers: Sequence[SinkLayer]) -> torch.Tensor:
+        """Return the sinks of `layers`, which are like this one, beside each other as attention takes them."""
+        with without_autocast(self.sinks.device.type):
+            return self.part_form.decode(torch.cat([layer.sinks for layer in layers], dim=1), self.sink_slots)
 
     @property
     def undo_tensors(self) -> tuple[torch.Tensor, ...]:
         return self.log.tensors
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        size, forms = self.reach.visible_size, self._forms_for(key_states, value_states)
+        size, keys, values, like = self.reach.visible_size, key_states, value_states, (key_states, value_states)
         with torch.inference_mode(False), torch.no_grad():
-            keys, values = forms[0].encode(key_states), forms[1].encode(value_states)
-            like = (key_states, value_states) if self.precision else (keys, values)
+            if self.precision is not None:
+                keys, values = (form.encode(states) for form, states in zip(self.precision, like, strict=True))
             sinks = _zeros(self.rotated_part(*like), self.kept_sinks)
             self._hold(_zeros(keys, size), _zeros(values, size), sinks)
-
-    def _forms_for(self, key_states: torch.Tensor, value_states: torch.Tensor) -> Forms:
-        """Return the forms of a stream that has not begun before these come, or of one that has."""
-        return self.forms or (InDtype(torch.promote_types(key_states.dtype, value_states.dtype)),) * 2
 
     def _hold(
         self,
@@ -154,7 +155,7 @@ class SinkLayer(Layer, CacheLayerMixin):
             for buffer in (keys, values, sinks):
                 torch._dynamo.mark_static_address(buffer)
         log = self.log if log is None else log
-        self.dtype, self.device, self.forms = keys.dtype, keys.device, self.precision or (InDtype(keys.dtype),) * 2
+        self.dtype, self.device, self.stored_dtype = keys.dtype, keys.device, keys.dtype
         self.keys, self.values, self.sinks, self.sink_slots, self.log, self._act, self.is_initialized = (
             *(keys, values, first, shown, log, act),
             True,
@@ -167,7 +168,7 @@ class SinkLayer(Layer, CacheLayerMixin):
 
     def reset(self) -> None:
         self.keys = self.values = self.pending = None
-        self.forms, self.sinks, self.sink_slots = self.precision, NOTHING, NOTHING
+        self.stored_dtype, self.sinks, self.sink_slots = self._chosen_dtype, NOTHING, NOTHING
         self.log = UndoLog()
         self.is_initialized = False
         super().reset()
@@ -230,23 +231,34 @@ class SinkLayer(Layer, CacheLayerMixin):
         """Store new keys and values and return those to attend to, in the order that `layer.plan` describes."""
         if not isinstance(layer, LayerPlan):
             refuse_plain_model()
-        if self.precision is None:
-            return self._store(key_states, value_states, layer.plan)
+        if self.precision is not None:
+            return self._update_rounded(key_states, value_states, layer)
+        dtypes = key_states.dtype, value_states.dtype
+        if self.stored_dtype is None:
+            self.stored_dtype = torch.promote_types(*dtypes)
+        if dtypes != (self.stored_dtype, self.stored_dtype):
+            own = self.stored_dtype
+            all_keys, all_values = self.update(key_states.to(own), value_states.to(own), layer)
+            return all_keys.to(dtypes[0]), all_values.to(dtypes[1])
+        plan = layer.plan
+        if isinstance(plan, BlockPlan):
+            return self._update_block(key_states, value_states, plan, self.rotated_part(key_states, value_states))
+        return self._update_token(key_states, value_states, plan)
+
+    def _update_rounded(self, key_states: torch.Tensor, value_states: torch.Tensor, layer: LayerPlan) -> KeysValues:
+        """Do the same with a precision: new keys and values are rounded before they are stored and attended to."""
+        assert self.precision is not None
+        plan, (key_form, value_form) = layer.plan, self.precision
         with torch.no_grad(), without_autocast(key_states.device.type):
-            keys, values = self._store(key_states, value_states, layer.plan)
-        if isinstance(layer.plan, BlockPlan):
+            key, value = key_form.encode(key_states), value_form.encode(value_states)
+            if isinstance(plan, BlockPlan):
+                keys, values = self._update_block(key, value, plan, self.rotated_part(key_states, value_states))
+            else:
+                keys, values = self._update_token(key, value, plan)
+            keys, values = key_form.decode(keys, key_states), value_form.decode(values, value_states)
+        if isinstance(plan, BlockPlan):
             return _with_gradient_of(key_states, keys), _with_gradient_of(value_states, values)
         return self._with_sinks_shown(keys, values, layer)
-
-    def _store(self, key_states: torch.Tensor, value_states: torch.Tensor, plan: Plan) -> KeysValues:
-        """Store new keys and values in the form of the layer and return those to attend to as they would have come."""
-        key_form, value_form = self.forms = self._forms_for(key_states, value_states)
-        key, value = key_form.encode(key_states), value_form.encode(value_states)
-        if isinstance(plan, BlockPlan):
-            keys, values = self._update_block(key, value, plan, self.rotated_part(key_states, value_states))
-        else:
-            keys, values = self._update_token(key, value, plan)
-        return key_form.decode(keys, key_states), value_form.decode(values, value_states)
 
     def _update_token(self, key: torch.Tensor, value: torch.Tensor, plan: TokenPlan) -> KeysValues:
         """Store the token of a step and return the slots in use."""
@@ -351,7 +363,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         self.log = replace(self.log, new=())
         self.pending = None
         if not self.is_initialized:
-            self.forms = self.precision
+            self.stored_dtype = self._chosen_dtype
         super().discard()
 
     # ---- taking tokens back

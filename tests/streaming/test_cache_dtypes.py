@@ -145,7 +145,7 @@ def test_what_is_not_finite_stays_in_its_group(cache_dtype):
     for wrong in (torch.nan, torch.inf, -torch.inf):
         bad = states.clone()
         bad[0, 1, 0, 40] = wrong
-        for form in layer.forms:
+        for form in layer.precision:
             good, found = (form.decode(form.encode(each), each) for each in (states, bad))
             assert found[0, 1, 0, 32:].isnan().all()
             found[0, 1, 0, 32:] = good[0, 1, 0, 32:]
@@ -159,7 +159,7 @@ def test_forms_equal_the_reference(cache_dtype, dtype):
     scales = torch.tensor([1e-4, 1.0, 30.0, 0.0], dtype=torch.float64)[:, None]
     states = torch.randn(3, 5, 4, 96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     states = (states * scales + scales).to(dtype)
-    for form, rounded in zip(layer.forms, ROUNDINGS[cache_dtype], strict=True):
+    for form, rounded in zip(layer.precision, ROUNDINGS[cache_dtype], strict=True):
         found, expected = form.decode(form.encode(states), states), rounded(states.double())
         assert found.dtype == dtype
         # bfloat16 and float16 round what comes out once more, and both forms may lie on two sides of a halfway point
