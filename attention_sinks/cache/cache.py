@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from ..architecture.modules import base_model_of
 from ..architecture.setup import Setup, setup_of
 from ..plan.table import LayerTable
 from ..positions.rotary import Source
@@ -423,7 +424,7 @@ class AttentionSinkKVCache(Cache):
     @classmethod
     def fingerprint_of(cls, model: nn.Module) -> dict[str, Any]:
         """Return what tells `model` from others in snapshots. To take it reads some of every weight."""
-        return fingerprint(setup_of(model).model)
+        return fingerprint(base_model_of(model))
 
     @classmethod
     def from_snapshot(

@@ -183,15 +183,17 @@ def test_any_number_of_processes_goes_on_from_a_folder(checkpoint, folder, alone
         assert pool.numbers.tokens_read < 20
     with running(checkpoint, folder) as server:
         assert kept(server.client, TURNS[3]) == expected[3]
-        assert_none_outlives(server, signal.SIGINT, 130)
+        assert_none_outlives(
+            server, signal.SIGINT, {0, 130}
+        )  # uvicorn hands Ctrl-C on at its very end, when it may come too late
 
 
 def test_no_process_outlives_one_that_is_killed(checkpoint):
     with running(checkpoint) as server:
-        assert_none_outlives(server, signal.SIGKILL, -signal.SIGKILL)
+        assert_none_outlives(server, signal.SIGKILL, {-signal.SIGKILL})
 
 
-def assert_none_outlives(server, number, code):
+def assert_none_outlives(server, number, codes):
     """All processes end soon when the first one gets a signal, and not when the other one gets it."""
     stream = ask(server.client, [user("w1 w2")], stream=True, max_tokens=5000)
     next(stream)
@@ -199,7 +201,7 @@ def assert_none_outlives(server, number, code):
         server.other.send_signal(early)
     assert next(stream)
     server.process.send_signal(number)
-    assert server.process.wait(20) == code
+    assert server.process.wait(20) in codes
     psutil.wait_procs([server.other], timeout=10)
     assert not server.other.is_running()
 
