@@ -153,10 +153,10 @@ Forms = tuple[Form, Form]
 """The forms of keys and of values."""
 
 FORMS: Mapping[CacheDtype, Forms] = {
-    "float32": (InDtype(torch.float32),) * 2,
-    "bfloat16": (InDtype(torch.bfloat16),) * 2,
-    "float16": (InDtype(torch.float16),) * 2,
-    "int8": (InGroups(8),) * 2,
+    "float32": (InDtype(torch.float32), InDtype(torch.float32)),
+    "bfloat16": (InDtype(torch.bfloat16), InDtype(torch.bfloat16)),
+    "float16": (InDtype(torch.float16), InDtype(torch.float16)),
+    "int8": (InGroups(8), InGroups(8)),
     "int8-int4": (InGroups(8), InGroups(4)),
 }
 """The forms by `attention_sink_cache_dtype`. With "auto", keys and values stay in the dtype in which they come."""

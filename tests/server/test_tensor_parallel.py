@@ -183,9 +183,8 @@ def test_any_number_of_processes_goes_on_from_a_folder(checkpoint, folder, alone
         assert pool.numbers.tokens_read < 20
     with running(checkpoint, folder) as server:
         assert kept(server.client, TURNS[3]) == expected[3]
-        assert_none_outlives(
-            server, signal.SIGINT, {0, 130}
-        )  # uvicorn hands Ctrl-C on at its very end, when it may come too late
+        # uvicorn hands Ctrl-C on at its very end, when it may come too late
+        assert_none_outlives(server, signal.SIGINT, {0, 130})
 
 
 def test_no_process_outlives_one_that_is_killed(checkpoint):
