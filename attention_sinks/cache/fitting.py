@@ -40,8 +40,9 @@ def check_tensors(
         known = (type(layer), layer.reach) if index not in projected else index
         if alike.setdefault(known, heads) != heads:
             raise ValueError(f"holds other heads in layer {index} than in layers like it; {CURE}")
-    as_made = 2 if any(layer.precision for layer in sinks.values()) else 0  # sinks, or keys and values
-    _check_dtypes({(tensors[own[as_made]].dtype, tensors[own[as_made or 1]].dtype) for own in names.values()}, model)
+    rounded = any(layer.precision for layer in sinks.values())
+    in_own_dtype = [own[2:] if rounded else own[:2] for own in names.values()]  # sinks, or keys and values
+    _check_dtypes({tuple(tensors[name].dtype for name in own) for own in in_own_dtype}, model)
 
 
 def _checked_heads(index: int, layer: SinkLayer, tensors: Sequence[torch.Tensor], batch_size: int) -> Heads:
@@ -115,8 +116,8 @@ def _check_projections(index: int, layer: SinkLayer, heads: Heads, projected: tu
         )
 
 
-def _check_dtypes(dtypes: set[tuple[torch.dtype, torch.dtype]], model: PreTrainedModel) -> None:
-    """Raise ValueError unless all layers have keys and values of the same dtypes, which the model may have made."""
+def _check_dtypes(dtypes: set[tuple[torch.dtype, ...]], model: PreTrainedModel) -> None:
+    """Raise ValueError unless all layers have the same dtypes, which the model may have made."""
     own = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
     own |= {torch.float32}  # in which some models rotate
     own |= {torch.float16, torch.bfloat16} if own == {torch.float32} else set()  # autocast

@@ -149,7 +149,7 @@ class SinkLayer(Layer, CacheLayerMixin):
     ) -> None:
         """From now on these are the buffers, and this is the log after the selection `act`."""
         with torch.inference_mode(False), torch.no_grad():
-            slots = self.rotated_part(keys, values).narrow(2, 0, self.reach.sink_size if self.rotates else 0)
+            slots = self.rotated_part(keys, values).narrow(2, 0, self.kept_sinks)
         first, shown = (sinks, slots) if self.precision is None else (slots, sinks)
         if keys.device.type == "cuda":  # a CUDA graph would copy what it does not know to stay where it is
             for buffer in (keys, values, sinks):

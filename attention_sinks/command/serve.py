@@ -84,9 +84,8 @@ def serve(
             "compile": compile,
             "session_expiry": settings.session_expiry,
         }
-        folder = None if in_memory else sessions or str(_folder())
+        folder = None if in_memory else _absolute(sessions or str(_folder()))
         loading = (_absolute(model), system, options, sinks, window, dtype.value, device)
-        folder = None if folder is None else _absolute(folder)
         opened = partial(open_pool, loading, pool, folder)
         with _listening(settings.host, settings.port) as listener:
             if tensor_parallel > 1:

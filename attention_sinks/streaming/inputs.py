@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..architecture.layer_kinds import ATTENTION, LINEAR
 from ..architecture.modules import named_arguments
-from ..architecture.setup import Setup, setup_of
+from ..architecture.setup import Setup
 from ..cache.cache import AttentionSinkKVCache
 from ..plan.counters import Counters
 from ..plan.table import LayerTable
@@ -202,7 +201,7 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
     cache, keep_cache = given.pop(CACHE, None), True
     if cache is None:
         setup.notice_changes()
-        cache, keep_cache = _cache_of_one_call(model, given, columns, with_gradients)
+        cache, keep_cache = _cache_of_one_call(setup, given, columns, with_gradients)
     elif not isinstance(cache, AttentionSinkKVCache) or not cache.serves(setup, batch_size):
         check_cache(cache, setup, batch_size)
     settings = setup.fit(setup.settings) if cache is None else cache.settings
@@ -250,13 +249,13 @@ def read_inputs(setup: Setup, given: dict[str, Any]) -> Inputs:
 
 
 def _cache_of_one_call(
-    model: PreTrainedModel, given: dict[str, Any], columns: int, with_gradients: bool
+    setup: Setup, given: dict[str, Any], columns: int, with_gradients: bool
 ) -> tuple[AttentionSinkKVCache | None, bool]:
     """Return the cache for a call that was given none, if it needs one, and whether the caller keeps it."""
+    model, rounds = setup.model, setup.settings.cache_dtype != "auto"
     use_cache = given.get("use_cache")
     use_cache = getattr(model.config, "use_cache", False) if use_cache is None else use_cache
     given["use_cache"] = use_cache = bool(use_cache) and not (with_gradients and trains_with_checkpointing(model))
-    rounds = setup_of(model).settings.cache_dtype != "auto"
     if use_cache or ((columns > 1 or rounds) and not with_gradients):
         return AttentionSinkKVCache(model), use_cache
     return None, False
