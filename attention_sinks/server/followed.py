@@ -64,6 +64,8 @@ class Followed:
         Where the conversation stood before.
     question : dict
         What is answered.
+    conversation : Conversation
+        Where it is answered.
     stream : PoolAnswerStream
         The answer.
     seconds : float
@@ -75,8 +77,11 @@ class Followed:
         What has ended it, if it has not ended by itself or been stopped.
     """
 
-    def __init__(self, before: Stand, question: Message, stream: PoolAnswerStream, seconds: float) -> None:
-        self.before, self.question, self._stream, self._seconds = before, question, stream, seconds
+    def __init__(
+        self, before: Stand, question: Message, conversation: Conversation, stream: PoolAnswerStream, seconds: float
+    ) -> None:
+        self.before, self.question, self._seconds = before, question, seconds
+        self._conversation, self._stream = conversation, stream
         self.error: Exception | None = None
         self._first: float | None = None
         self._last = 0.0
@@ -101,21 +106,23 @@ class Followed:
 
     def stop(self) -> None:
         """End the answer with the step that is being made. What was said stays."""
-        self._stream.close()
+        self._conversation.stop()
 
     async def read(self) -> None:
-        """Read the answer to its end, and keep the error that may end it."""
+        """Read the answer to its end, from which on the conversation is free, and keep the error that may end it."""
+        late = asyncio.get_running_loop().call_later(self._seconds, self._stop_late)
         try:
-            await asyncio.wait_for(self._read(), self._seconds)
-        except asyncio.TimeoutError:
-            self.error = RequestError(504, f"The answer took longer than {self._seconds:g} seconds and was stopped.")
+            async for _ in self._stream:
+                self._last = time.monotonic()
+                self._first = self._first or self._last
         except Exception as error:
             self.error = error
+        finally:
+            late.cancel()
 
-    async def _read(self) -> None:
-        async for _ in self._stream:
-            self._last = time.monotonic()
-            self._first = self._first or self._last
+    def _stop_late(self) -> None:
+        self.error = RequestError(504, f"The answer took longer than {self._seconds:g} seconds and was stopped.")
+        self.stop()
 
 
 class FollowedAnswers:
@@ -148,7 +155,7 @@ class FollowedAnswers:
         seating = await run_in_threadpool(self._conversations.seat, asked)
         before = await run_in_threadpool(Stand.of, seating.conversation)
         stream = seating.conversation.send(message, generation_config=self._config)
-        followed, key = Followed(before, message, stream, self._seconds), (owner, session)
+        followed, key = Followed(before, message, seating.conversation, stream, self._seconds), (owner, session)
         task = asyncio.create_task(followed.read())
         self._made[key] = followed, task
         task.add_done_callback(lambda _: self._made.pop(key, None))
