@@ -22,6 +22,12 @@ GROUP = 32
 LEAST_GROUP = 8
 """The fewest: in smaller groups these would take as much room as the numbers."""
 
+SHARED_BYTES = 2 * torch.float16.itemsize
+"""What they take in each group."""
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Two tensors."""
+
 
 class Form(Protocol):
     """How numbers are kept."""
@@ -70,9 +76,10 @@ class InDtype:
 class InGroups:
     """Whole numbers of a few bits, which a scale and an offset in float16 bring to where the numbers of a group lie.
 
-    A group is `GROUP` neighbours along a head, or fewer where that does not divide it. A row of uint8 holds the whole
-    numbers of a token, two of 4 bits in a byte, and behind them the scales and the offsets of its groups. A group with
-    a NaN or an infinity, or beyond the range of float16, is NaN in all its numbers; no other group is touched.
+    A group is `GROUP` neighbours along a head, or fewer where that does not divide it. A row of uint8 is one record
+    after the other: the whole numbers of a group, its scale and its offset. A byte holds two numbers of 4 bits, one of
+    the first half of a group below and one of the second above. A group with a NaN or an infinity, or beyond the range
+    of float16, is NaN in all its numbers; no other group is touched.
 
     Parameters
     ----------
@@ -84,40 +91,49 @@ class InGroups:
     dtype = torch.uint8
 
     def row(self, width: int) -> int:
-        return width * self.bits // 8 + width // group_of(width) * 2 * torch.float16.itemsize
+        return width * self.bits // 8 + width // group_of(width) * SHARED_BYTES
 
     def encode(self, states: torch.Tensor) -> torch.Tensor:
         """Raises ValueError when no group divides the width of `states`."""
-        wide = torch.promote_types(states.dtype, torch.float32)
+        wide, most = torch.promote_types(states.dtype, torch.float32), 2**self.bits - 1
         groups = states.to(wide).unflatten(-1, (-1, group_of(states.shape[-1])))
-        first = groups.amin(dim=-1, keepdim=True).to(torch.float16).view(torch.int16)
-        offset = _float_of(first).to(wide)
-        last = (groups.amax(dim=-1, keepdim=True) - offset) * (1 / self._most)
-        distance = last.to(torch.float16).view(torch.int16)
-        scale = _float_of(distance).to(wide)
-        numbers = ((groups - offset) / torch.where(scale == 0, 1, scale)).round().clamp(0, self._most)
-        numbers = numbers.nan_to_num(0).to(torch.uint8).flatten(-2)
+        least, greatest = groups.aminmax(dim=-1, keepdim=True)
+        offset, from_zero = _in_half(least)
+        scale, by_one = _in_half((greatest - from_zero) * (1 / most))
+        numbers = ((groups - from_zero) / by_one).round_().clamp_(0, most)  # where the scale is 0, any will do
+        stored = numbers.nan_to_num_(0).to(torch.uint8)
         if self.bits == 4:
-            numbers = numbers[..., ::2] | numbers[..., 1::2] << 4
-        shared = torch.cat([distance.flatten(-2), first.flatten(-2)], dim=-1)
-        return torch.cat([numbers, shared.view(torch.uint8)], dim=-1)
+            low, high = stored.chunk(2, dim=-1)
+            stored = low | high << 4
+        return torch.cat((stored, torch.cat((scale, offset), dim=-1).view(torch.uint8)), dim=-1).flatten(-2)
 
     def decode(self, stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        width = like.shape[-1]
-        group, size = group_of(width), width * self.bits // 8
-        numbers, shared = stored[..., :size], _halves(stored[..., size:])
+        wide, groups = torch.promote_types(like.dtype, torch.float32), like.shape[-1] // group_of(like.shape[-1])
+        numbers = stored.unflatten(-1, (groups, -1))[..., :-SHARED_BYTES]
         if self.bits == 4:
-            numbers = torch.stack((numbers & 15, numbers >> 4), dim=-1).flatten(-2)
-        wide = torch.promote_types(like.dtype, torch.float32)
-        scale, offset = shared.to(wide).unflatten(-1, (2, width // group, 1)).unbind(-3)
-        groups = torch.addcmul(offset, numbers.to(wide).unflatten(-1, (-1, group)), scale)
-        return groups.flatten(-2).to(like.dtype)
+            numbers = torch.cat((numbers & 15, numbers >> 4), dim=-1)
+        scale, offset = _shared(stored, groups)
+        # addcmul would do both at once, and takes three times as long where a group shares a factor
+        return numbers.to(wide).mul_(scale.to(wide)).add_(offset.to(wide)).flatten(-2).to(like.dtype)
 
-    @property
-    def _most(self) -> int:
-        """The largest whole number."""
-        most: int = 2**self.bits - 1
-        return most
+
+def _in_half(numbers: torch.Tensor) -> Pair:
+    """Return `numbers` in float16, and what that makes of them in their own dtype."""
+    half = numbers.to(torch.float16)
+    if not torch.compiler.is_compiling():
+        return half, half.to(numbers.dtype)
+    return half, _float_of(half.view(torch.int16)).to(numbers.dtype)
+
+
+def _shared(stored: torch.Tensor, groups: int) -> Pair:
+    """Return scales and offsets [..., groups, 1] of rows of uint8, in float16 or wider."""
+    if not torch.compiler.is_compiling():
+        halves = stored.view(torch.float16).unflatten(-1, (groups, -1))
+        return halves[..., -2:-1], halves[..., -1:]
+    shared = stored.unflatten(-1, (groups, -1))[..., -SHARED_BYTES:].to(torch.int32)
+    low, high = shared.unflatten(-1, (2, 2)).unbind(-1)  # compiled code puts this into one loop
+    scale, offset = _float_of(low | high << 8).split(1, dim=-1)
+    return scale, offset
 
 
 def _float_of(bits: torch.Tensor) -> torch.Tensor:
@@ -128,14 +144,6 @@ def _float_of(bits: torch.Tensor) -> torch.Tensor:
     bits = bits.to(torch.int32)
     numbers = ((bits & 0x7FFF) << 13 | (bits & 0x8000) << 16).view(torch.float32) * 2.0**112
     return torch.where((bits & 0x7C00) == 0x7C00, torch.nan, numbers)
-
-
-def _halves(stored: torch.Tensor) -> torch.Tensor:
-    """Return the float16 numbers in `stored` [..., 2 n] uint8 as [..., n]."""
-    if not torch.compiler.is_compiling():
-        return stored.view(torch.float16)
-    low, high = stored.to(torch.int32).unflatten(-1, (-1, 2)).unbind(-1)  # compiled code puts this into one loop
-    return _float_of(low | high << 8)
 
 
 def group_of(width: int) -> int:

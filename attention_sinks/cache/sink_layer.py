@@ -295,6 +295,9 @@ class SinkLayer(Layer, CacheLayerMixin):
         part, moved = self.rotated_part(keys, values), plan.delta[:, :, None, None] != 0
         own = part[:, :, :size]  # where alone a sink is that has just come
         shown = torch.where(moved, self.sink_slots.to(part.dtype), own)
+        if part.dtype != self.stored_dtype:  # then it is no buffer
+            own.copy_(shown)
+            return keys, values
         return self.with_rotated_part(torch.cat((shown, part[:, :, size:]), dim=2), keys, values)
 
     def _update_block(self, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, part: torch.Tensor) -> KeysValues:
