@@ -160,6 +160,14 @@ def group_of(width: int) -> int:
 Forms = tuple[Form, Form]
 """The forms of keys and of values."""
 
+
+def encoded(forms: Forms, key: torch.Tensor, value: torch.Tensor) -> Pair:
+    """Return keys and values as their forms keep them. Where they are alike, one tensor is faster than two."""
+    if forms[0] != forms[1] or key.shape != value.shape:
+        return forms[0].encode(key), forms[1].encode(value)
+    key, value = forms[0].encode(torch.stack((key, value))).unbind()
+    return key, value
+
 FORMS: Mapping[CacheDtype, Forms] = {
     "float32": (InDtype(torch.float32), InDtype(torch.float32)),
     "bfloat16": (InDtype(torch.bfloat16), InDtype(torch.bfloat16)),

@@ -18,7 +18,7 @@ from ..plan.token import TokenPlan
 from ..positions.schemes import Position
 from .columns import KeysValues, picked, put, rotated, take, write_rows
 from .layer import Layer, nothing, refuse_plain_model
-from .precision import Form, Forms, without_autocast
+from .precision import Form, Forms, encoded, without_autocast
 from .stream_state import StreamState
 from .undo import NOWHERE, Evicted, UndoLog, evicted_by_block, evicted_by_token
 
@@ -135,7 +135,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         size, keys, values, like = self.reach.visible_size, key_states, value_states, (key_states, value_states)
         with torch.inference_mode(False), torch.no_grad():
             if self.precision is not None:
-                keys, values = (form.encode(states) for form, states in zip(self.precision, like, strict=True))
+                keys, values = encoded(self.precision, *like)
             sinks = _zeros(self.rotated_part(*like), self.kept_sinks)
             self._hold(_zeros(keys, size), _zeros(values, size), sinks)
 
@@ -250,7 +250,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         assert self.precision is not None
         plan, (key_form, value_form) = layer.plan, self.precision
         with torch.no_grad(), without_autocast(key_states.device.type):
-            key, value = key_form.encode(key_states), value_form.encode(value_states)
+            key, value = encoded(self.precision, key_states, value_states)
             if isinstance(plan, BlockPlan):
                 keys, values = self._update_block(key, value, plan, self.rotated_part(key_states, value_states))
             else:
