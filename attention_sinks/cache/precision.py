@@ -163,16 +163,21 @@ Forms = tuple[Form, Form]
 
 def encoded(forms: Forms, key: torch.Tensor, value: torch.Tensor) -> Pair:
     """Return keys and values as their forms keep them. Where they are alike, one tensor is faster than two."""
-    if forms[0] != forms[1] or key.shape != value.shape:
+    if forms[0] is not forms[1] or key.shape != value.shape:
         return forms[0].encode(key), forms[1].encode(value)
     key, value = forms[0].encode(torch.stack((key, value))).unbind()
     return key, value
 
+
+def _alike(form: Form) -> Forms:
+    return form, form
+
+
 FORMS: Mapping[CacheDtype, Forms] = {
-    "float32": (InDtype(torch.float32), InDtype(torch.float32)),
-    "bfloat16": (InDtype(torch.bfloat16), InDtype(torch.bfloat16)),
-    "float16": (InDtype(torch.float16), InDtype(torch.float16)),
-    "int8": (InGroups(8), InGroups(8)),
+    "float32": _alike(InDtype(torch.float32)),
+    "bfloat16": _alike(InDtype(torch.bfloat16)),
+    "float16": _alike(InDtype(torch.float16)),
+    "int8": _alike(InGroups(8)),
     "int8-int4": (InGroups(8), InGroups(4)),
 }
 """The forms by `attention_sink_cache_dtype`. With "auto", keys and values stay in the dtype in which they come."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .check import Dtype
+from .check import CacheDtypeOption, Dtype
 from .failing import one_line_for_bad_input
 from .imports import imports_that_stay
 
@@ -35,6 +35,9 @@ def chat(
     sinks: Annotated[int | None, typer.Option(metavar="N", min=0, help="First tokens to keep (4).")] = None,
     window: Annotated[int | None, typer.Option(metavar="N", min=1, help="Last tokens to keep (1020).")] = None,
     dtype: Annotated[Dtype, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.")] = Dtype.auto,
+    cache_dtype: Annotated[
+        CacheDtypeOption | None, typer.Option(metavar="TYPE", help="Rounds keys and values: int8 …")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu, cuda:1, mps …")] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="For each answer.")] = 1024,
     temperature: Annotated[float | None, typer.Option(metavar="X", min=0, help="0 is greedy.")] = None,
@@ -45,7 +48,7 @@ def chat(
     template_kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="For the template.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Slow to begin, then faster.")] = False,
     session: Annotated[str | None, typer.Option(metavar="NAME", help="Keep it; go on with it.")] = None,
-    session_folder: Annotated[Path | None, typer.Option(metavar="PATH", help="Where it is kept.")] = None,
+    session_folder: Annotated[Path | None, typer.Option(metavar="PATH", hidden=True)] = None,  # help fits a screen
 ) -> None:
     """Chat without end with MODEL, a name on the hub, folder or .gguf file."""
     with one_line_for_bad_input("chat"):
@@ -68,6 +71,7 @@ def chat(
                 template_kwargs=options,
                 sinks=sinks,
                 window=window,
+                cache_dtype=None if cache_dtype is None else cache_dtype.value,
                 generation_config=_generation_config(max_new_tokens, temperature),
                 session=session,
                 file=None if session is None else session_file(session, session_folder),
@@ -103,7 +107,7 @@ def _opener(name: str, wishes: Wishes, dtype: str, device: str | None) -> Opener
     from .opening import Opener
 
     given = wishes.system, wishes.template_kwargs, wishes.sinks, wishes.window
-    return Opener(*load_to_chat(name, *given, dtype, device), wishes)
+    return Opener(*load_to_chat(name, *given, dtype, wishes.cache_dtype or "auto", device), wishes)
 
 
 def _begin(opener: Opener, name: str) -> Talk:

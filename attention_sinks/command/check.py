@@ -33,6 +33,17 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class CacheDtypeOption(str, Enum):
+    """The dtypes that caches can have; they are those of `settings.CACHE_DTYPES`, which takes longer to import."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    int8 = "int8"
+    int8_int4 = "int8-int4"
+
+
 def check(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name on the hub, folder or .gguf file.")],
     sinks: Annotated[int, typer.Option(metavar="N", min=0, help="First tokens that are never evicted.")] = 4,

@@ -24,7 +24,9 @@ def check_window(report: ModelReport, window: int) -> None:
         )
 
 
-def load_model(report: ModelReport, cure: str, window: int, dtype: str, device: str | None = None) -> Any:
+def load_model(
+    report: ModelReport, cure: str, window: int, dtype: str, cache_dtype: str = "auto", device: str | None = None
+) -> Any:
     """Load the model of a report with its sinks, on `device`, or else on the accelerators that there are.
 
     Raises
@@ -40,6 +42,7 @@ def load_model(report: ModelReport, cure: str, window: int, dtype: str, device: 
         **report.source.arguments,
         attention_sink_size=report.sink_size,
         attention_sink_window_size=window,
+        attention_sink_cache_dtype=cache_dtype,
         dtype=dtype,
         device_map=device or ("auto" if torch.cuda.is_available() else None),
     )
@@ -72,6 +75,7 @@ def load_to_chat(
     sinks: int | None,
     window: int | None,
     dtype: str,
+    cache_dtype: str,
     device: str | None,
 ) -> tuple[Any, Any]:
     """Look at a model, refuse what cannot chat, and return it loaded, with its tokenizer.
@@ -84,7 +88,7 @@ def load_to_chat(
         When there is no such model or device, it cannot chat, or the window is too large for it.
     """
     report, tokenizer, window = look_to_chat(name, system, template_kwargs, sinks, window)
-    return load_model(report, "try --dtype bfloat16", window, dtype, device), tokenizer
+    return load_model(report, "try --dtype bfloat16", window, dtype, cache_dtype, device), tokenizer
 
 
 def _check_device(device: str | None) -> None:

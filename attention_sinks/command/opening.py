@@ -20,7 +20,7 @@ class Wishes:
 
     Parameters
     ----------
-    system, thoughts, template_kwargs, sinks, window
+    system, thoughts, template_kwargs, sinks, window, cache_dtype
         What a chat is begun with and keeps. A chat from a file has its own.
     generation_config : GenerationConfig
         How answers are made.
@@ -37,6 +37,7 @@ class Wishes:
     template_kwargs: dict[str, Any] | None
     sinks: int | None
     window: int | None
+    cache_dtype: str | None
     generation_config: GenerationConfig
     session: str | None
     file: Path | None
@@ -118,6 +119,7 @@ class Opener:
             "template-kwargs": (wishes.template_kwargs, chat.template.options),
             "sinks": (None if wishes.sinks is None else max(wishes.sinks, pinned), settings.sink_size),
             "window": (wishes.window, settings.window_size),
+            "cache-dtype": (wishes.cache_dtype, settings.cache_dtype),
         }
         for name, (asked, has) in kept.items():
             if asked is not None and asked != has:

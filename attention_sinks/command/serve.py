@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .chat import ThoughtsOption
-from .check import Dtype
+from .check import CacheDtypeOption, Dtype
 from .failing import one_line_for_bad_input
 from .imports import imports_that_stay
 from .typed import json_object
@@ -44,6 +44,9 @@ def serve(
     sinks: Annotated[int | None, typer.Option(metavar="N", min=0, help="First tokens to keep (4).")] = None,
     window: Annotated[int | None, typer.Option(metavar="N", min=1, help="Last tokens to keep (1020).")] = None,
     dtype: Annotated[Dtype, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.")] = Dtype.auto,
+    cache_dtype: Annotated[
+        CacheDtypeOption, typer.Option(metavar="TYPE", help="Rounds keys and values: int8 …")
+    ] = CacheDtypeOption.auto,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu, cuda:1, mps …")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Where a client sends none.")] = None,
     thoughts: Annotated[ThoughtsOption, typer.Option(metavar="WHAT", help="keep or forget.")] = ThoughtsOption.keep,
@@ -85,7 +88,7 @@ def serve(
             "session_expiry": settings.session_expiry,
         }
         folder = None if in_memory else _absolute(sessions or str(_folder()))
-        loading = (_absolute(model), system, options, sinks, window, dtype.value, device)
+        loading = (_absolute(model), system, options, sinks, window, dtype.value, cache_dtype.value, device)
         opened = partial(open_pool, loading, pool, folder)
         with _listening(settings.host, settings.port) as listener:
             if tensor_parallel > 1:
@@ -157,7 +160,7 @@ def _serve_shared(
     from .sharing import load_part, look_to_share
 
     with quiet_libraries():
-        arguments, tokenizer = look_to_share(count, *loading[:6])
+        arguments, tokenizer = look_to_share(count, *loading[:7])
     with shared_model(count, partial(load_part, arguments)) as (model, leader):
         options = {**options, "cache_class": leader.cache_class}
         _answer(*_pool_of(model, tokenizer, loading[0], options, folder), name, settings, listener)

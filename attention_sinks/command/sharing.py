@@ -31,6 +31,7 @@ def look_to_share(
     sinks: int | None,
     window: int | None,
     dtype: str,
+    cache_dtype: str,
 ) -> tuple[dict[str, Any], Any]:
     """Look at a model, and return what `load_part` needs, and the tokenizer.
 
@@ -49,6 +50,7 @@ def look_to_share(
         **report.source.arguments,
         "attention_sink_size": report.sink_size,
         "attention_sink_window_size": window,
+        "attention_sink_cache_dtype": cache_dtype,
         "dtype": dtype,
     }
     return arguments, tokenizer

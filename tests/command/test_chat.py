@@ -269,7 +269,10 @@ def test_forgetting_is_kept_in_the_session(folder, sessions):
     assert "tokens long" not in run(folder, *sessions()).err
 
 
-@pytest.mark.parametrize("option", [("--window", 31), ("--sinks", 20), ("--system", "w8"), ("--thoughts", "forget")])
+@pytest.mark.parametrize(
+    "option",
+    [("--window", 31), ("--sinks", 20), ("--system", "w8"), ("--thoughts", "forget"), ("--cache-dtype", "int8")],
+)
 def test_a_session_keeps_what_it_was_begun_with(folder, sessions, option):
     run(folder, *sessions(), "--system", "w9", "--window", 30, typed="w3\n")
     refuses(folder, *sessions(), *option, words=["--session=garden was begun with", f"leave {option[0]} out"])
