@@ -18,16 +18,16 @@ def take(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
 
 
-def put(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor, active: torch.Tensor | None) -> None:
-    """Write the one column of `new` into the slot [batch] of each row.
+def put(buffer: torch.Tensor, new: torch.Tensor, slots: torch.Tensor, active: torch.Tensor | None) -> None:
+    """Write the columns of `new` [batch, heads, n, d] into the slots [R, n] of each row.
 
-    Rows that are not in `active` [batch] bool keep what their slot holds. None stands for all rows.
+    Rows that are not in `active` [batch] bool keep what their slots hold. None stands for all rows.
     """
-    new = new[:, :, 0]
-    rows = torch.arange(new.shape[0], dtype=torch.long, device=new.device)
+    new = new.transpose(1, 2)
+    rows = torch.arange(new.shape[0], dtype=torch.long, device=new.device)[:, None]
     if active is not None:
-        new = torch.where(active[:, None, None], new, buffer[rows, :, slot])
-    buffer[rows, :, slot] = new
+        new = torch.where(active[:, None, None, None], new, buffer[rows, :, slots])
+    buffer[rows, :, slots] = new
 
 
 def picked(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -94,9 +94,12 @@ class LayerStack:
     def rotate_sinks(self, plan_of: Callable[[int, torch.Tensor], LayerPlan]) -> None:
         """Bring the sinks to where the query of a step must see them, those of layers that are alike together.
 
+        In a graph, layers without a precision do this by themselves: see `SinkLayer`.
         `plan_of` returns the plan of a layer, from its index and states of its dtype and device.
         """
         for index, layers in self._rotated_together:
+            if torch.compiler.is_compiling() and layers[0].precision is None:
+                continue
             plan = plan_of(index, layers[0].sink_slots)
             if plan.sink_rotation is None:
                 continue

@@ -114,7 +114,8 @@ class InGroups:
             numbers = torch.cat((numbers & 15, numbers >> 4), dim=-1)
         scale, offset = _shared(stored, groups)
         # addcmul would do both at once, and takes three times as long where a group shares a factor
-        return numbers.to(wide).mul_(scale.to(wide)).add_(offset.to(wide)).flatten(-2).to(like.dtype)
+        decoded: torch.Tensor = numbers.to(wide).mul_(scale.to(wide)).add_(offset.to(wide)).flatten(-2)
+        return decoded.to(like.dtype)
 
 
 def _in_half(numbers: torch.Tensor) -> Pair:
@@ -126,14 +127,9 @@ def _in_half(numbers: torch.Tensor) -> Pair:
 
 
 def _shared(stored: torch.Tensor, groups: int) -> Pair:
-    """Return scales and offsets [..., groups, 1] of rows of uint8, in float16 or wider."""
-    if not torch.compiler.is_compiling():
-        halves = stored.view(torch.float16).unflatten(-1, (groups, -1))
-        return halves[..., -2:-1], halves[..., -1:]
-    shared = stored.unflatten(-1, (groups, -1))[..., -SHARED_BYTES:].to(torch.int32)
-    low, high = shared.unflatten(-1, (2, 2)).unbind(-1)  # compiled code puts this into one loop
-    scale, offset = _float_of(low | high << 8).split(1, dim=-1)
-    return scale, offset
+    """Return scales and offsets [..., groups, 1] of rows of uint8, in float16."""
+    halves = stored.view(torch.float16).unflatten(-1, (groups, -1))
+    return halves[..., -2:-1], halves[..., -1:]
 
 
 def _float_of(bits: torch.Tensor) -> torch.Tensor:

@@ -112,6 +112,14 @@ class SinkLayer(Layer, CacheLayerMixin):
         return self.reach.sink_size if self.rotates else 0
 
     @property
+    def first_slots(self) -> torch.Tensor:
+        """The view of slots among `sinks` and `sink_slots`, made anew: a graph that was handed both a buffer and a
+        view of it would copy the buffer in every step.
+        """
+        keys, values, _ = self.buffers
+        return self.rotated_part(keys, values).narrow(2, 0, self.kept_sinks)
+
+    @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return (*(self.buffers if self.is_initialized else ()), *super().tensors)
 
@@ -124,8 +132,10 @@ class SinkLayer(Layer, CacheLayerMixin):
 
     def decoded_sinks(self, layers: Sequence[SinkLayer]) -> torch.Tensor:
         """Return the sinks of `layers`, which are like this one, beside each other as attention takes them."""
-        with without_autocast(self.sinks.device.type):
-            return self.part_form.decode(torch.cat([layer.sinks for layer in layers], dim=1), self.sink_slots)
+        in_graph = torch.compiler.is_compiling()
+        with without_autocast(self.sink_slots.device.type):
+            sinks = torch.cat([layer.first_slots if in_graph else layer.sinks for layer in layers], dim=1)
+            return self.part_form.decode(sinks, self.sink_slots)
 
     @property
     def undo_tensors(self) -> tuple[torch.Tensor, ...]:
@@ -243,7 +253,7 @@ class SinkLayer(Layer, CacheLayerMixin):
         plan = layer.plan
         if isinstance(plan, BlockPlan):
             return self._update_block(key_states, value_states, plan, self.rotated_part(key_states, value_states))
-        return self._update_token(key_states, value_states, plan)
+        return self._update_token(key_states, value_states, layer, plan)
 
     def _update_rounded(self, key_states: torch.Tensor, value_states: torch.Tensor, layer: LayerPlan) -> KeysValues:
         """Do the same with a precision: new keys and values are rounded before they are stored and attended to."""
@@ -254,13 +264,13 @@ class SinkLayer(Layer, CacheLayerMixin):
             if isinstance(plan, BlockPlan):
                 keys, values = self._update_block(key, value, plan, self.rotated_part(key_states, value_states))
             else:
-                keys, values = self._update_token(key, value, plan)
+                keys, values = self._update_token(key, value, layer, plan)
             keys, values = key_form.decode(keys, key_states), value_form.decode(values, value_states)
         if isinstance(plan, BlockPlan):
             return _with_gradient_of(key_states, keys), _with_gradient_of(value_states, values)
         return self._with_sinks_shown(keys, values, layer)
 
-    def _update_token(self, key: torch.Tensor, value: torch.Tensor, plan: TokenPlan) -> KeysValues:
+    def _update_token(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPlan, plan: TokenPlan) -> KeysValues:
         """Store the token of a step and return the slots in use."""
         keys, values = self.keys, self.values
         assert keys is not None and values is not None  # the first call of a stream has a block plan
@@ -271,20 +281,31 @@ class SinkLayer(Layer, CacheLayerMixin):
         if slot.shape[0] == 1 and plan.active is None and not plan.may_be_sink:
             keys.index_copy_(2, slot, key)
             values.index_copy_(2, slot, value)
+        elif plan.may_be_sink and self.precision is None:
+            self._put_beside_sinks(key, value, layer, plan)
         else:
-            put(keys, key, slot, plan.active)
-            put(values, value, slot, plan.active)
-            if plan.may_be_sink and self.precision is None:
-                self._note_sinks(self.rotated_part(key, value), slot, plan)
+            put(keys, key, slot[:, None], plan.active)
+            put(values, value, slot[:, None], plan.active)
         if plan.used == self.reach.visible_size:
             return keys, values
         return keys[:, :, : plan.used], values[:, :, : plan.used]
 
-    def _note_sinks(self, part: torch.Tensor, slot: torch.Tensor, plan: TokenPlan) -> None:
-        """Keep the rotated part of the new tokens that are sinks."""
-        if sinks := self.sinks.shape[2]:
-            among = slot < sinks if plan.active is None else (slot < sinks) & plan.active
-            put(self.sinks, part, slot.clamp(max=sinks - 1), among)
+    def _put_beside_sinks(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPlan, plan: TokenPlan) -> None:
+        """Store the token of a step in a graph, which may be a sink, and the sinks as the step must see them.
+
+        Both are written at once: of two changes of a buffer in one graph, the first one would copy all of it.
+        """
+        part, slots, sinks = self.rotated_part(key, value), plan.slot[:, None], self.sinks.shape[2]
+        if sinks:
+            among = plan.slot < sinks if plan.active is None else (plan.slot < sinks) & plan.active
+            put(self.sinks, part, slots.clamp(max=sinks - 1), among)
+        if sinks and layer.sink_rotation is not None:  # a sink that has just come is rotated by nothing
+            shown = layer.rotate(self.sinks, layer.sink_rotation).to(part.dtype)
+            part = torch.cat((shown, part), dim=2)
+            first = torch.arange(sinks, dtype=torch.long, device=slots.device)
+            slots = torch.cat((first.expand(slots.shape[0], -1), slots), dim=1)
+        for buffer, new in zip(self.buffers[:2], self.with_rotated_part(part, key, value), strict=True):
+            put(buffer, new, slots[:, -new.shape[2] :], plan.active)
 
     def _with_sinks_shown(self, keys: torch.Tensor, values: torch.Tensor, layer: LayerPlan) -> KeysValues:
         """Return the keys and values of a step with the sinks as it must see them."""

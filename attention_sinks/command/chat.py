@@ -56,6 +56,7 @@ def chat(
         with imports_that_stay():
             import torch
 
+            from ..settings import cache_dtype_named
             from .opening import Wishes
             from .quiet import quiet_libraries
             from .sessions import session_file
@@ -71,7 +72,7 @@ def chat(
                 template_kwargs=options,
                 sinks=sinks,
                 window=window,
-                cache_dtype=None if cache_dtype is None else cache_dtype.value,
+                cache_dtype=None if cache_dtype is None else cache_dtype_named(cache_dtype.value),
                 generation_config=_generation_config(max_new_tokens, temperature),
                 session=session,
                 file=None if session is None else session_file(session, session_folder),

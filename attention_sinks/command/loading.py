@@ -11,7 +11,7 @@ from ..chat.template import ChatTemplate
 from ..report.memory import check_memory
 from ..report.report import ModelReport, report_and_tokenizer
 from ..report.source import find_source
-from ..settings import SinkSettings
+from ..settings import CacheDtype, SinkSettings
 
 
 def check_window(report: ModelReport, window: int) -> None:
@@ -25,7 +25,7 @@ def check_window(report: ModelReport, window: int) -> None:
 
 
 def load_model(
-    report: ModelReport, cure: str, window: int, dtype: str, cache_dtype: str = "auto", device: str | None = None
+    report: ModelReport, cure: str, window: int, dtype: str, cache_dtype: CacheDtype = "auto", device: str | None = None
 ) -> Any:
     """Load the model of a report with its sinks, on `device`, or else on the accelerators that there are.
 
@@ -75,7 +75,7 @@ def load_to_chat(
     sinks: int | None,
     window: int | None,
     dtype: str,
-    cache_dtype: str,
+    cache_dtype: CacheDtype,
     device: str | None,
 ) -> tuple[Any, Any]:
     """Look at a model, refuse what cannot chat, and return it loaded, with its tokenizer.

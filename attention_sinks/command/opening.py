@@ -12,6 +12,7 @@ from ..architecture.setup import setup_of
 from ..chat.chat import StreamingChat
 from ..chat.messages import Thoughts
 from ..inject import inject_attention_sinks
+from ..settings import CacheDtype
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Wishes:
     template_kwargs: dict[str, Any] | None
     sinks: int | None
     window: int | None
-    cache_dtype: str | None
+    cache_dtype: CacheDtype | None
     generation_config: GenerationConfig
     session: str | None
     file: Path | None

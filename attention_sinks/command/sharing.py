@@ -12,6 +12,7 @@ from ..auto import AutoModelForCausalLM
 from ..report.memory import check_memory
 from ..report.report import ModelReport
 from ..report.source import read_config
+from ..settings import CacheDtype
 from .loading import look_to_chat
 from .quiet import quiet_libraries
 
@@ -31,7 +32,7 @@ def look_to_share(
     sinks: int | None,
     window: int | None,
     dtype: str,
-    cache_dtype: str,
+    cache_dtype: CacheDtype,
 ) -> tuple[dict[str, Any], Any]:
     """Look at a model, and return what `load_part` needs, and the tokenizer.
 

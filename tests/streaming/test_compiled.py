@@ -1,6 +1,7 @@
 """Single-token steps under torch.compile: one graph for the whole life of a stream, and the streams are the same."""
 
 import copy
+import json
 from functools import partial
 from unittest import mock
 
@@ -70,6 +71,20 @@ def test_one_graph_from_the_first_step_to_many_windows_later(backend):
     logits, cache = stream(model, ids[None, :3])
     assert_close(feed(compiled(model, backend), ids[None, 3:], cache)[0], expected[3:])
     assert graphs() == 1
+
+
+def test_no_buffer_is_copied(tmp_path):
+    """A step that copied keys and values would take twice its time, and nothing else would show it."""
+    model = inject_attention_sinks(tiny_llama(), 4, 4000)
+    _, cache = stream(model, random_ids(1, 3))
+    forward, token = compiled(model, "inductor"), random_ids(1, 1)
+    feed(forward, token, cache)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        feed(forward, token, cache)
+    profile.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    allocated = [event["args"]["Bytes"] for event in events if event["name"] == "[memory]"]
+    assert 0 < max(allocated) < cache.layers[0].keys.nbytes / 2
 
 
 @pytest.mark.parametrize(
