@@ -88,10 +88,12 @@ class LinearLayers:
 
 
 def compiled(model: nn.Module):
-    """The forward of `model` as one graph; on a GPU replayed as a CUDA graph."""
-    return torch.compile(
-        model.forward, fullgraph=True, mode="reduce-overhead" if model.device.type == "cuda" else "default"
-    )
+    """The forward of `model` as one graph for caches of one shape; on a GPU replayed as a CUDA graph.
+
+    A process that has compiled a model for two shapes makes the second graph for any shape, which is slower.
+    """
+    mode = "reduce-overhead" if model.device.type == "cuda" else "default"
+    return torch.compile(model.forward, fullgraph=True, dynamic=False, mode=mode)
 
 
 def share_weights(model: nn.Module) -> nn.Module:
