@@ -111,12 +111,8 @@ class SinkLayer(Layer, CacheLayerMixin):
         """How many sinks have a buffer beside their slots."""
         return self.reach.sink_size if self.rotates else 0
 
-    @property
-    def first_slots(self) -> torch.Tensor:
-        """The view of slots among `sinks` and `sink_slots`, made anew: a graph that was handed both a buffer and a
-        view of it would copy the buffer in every step.
-        """
-        keys, values, _ = self.buffers
+    def sinks_in(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Return the rotated part of the sinks in slots or columns that begin with them."""
         return self.rotated_part(keys, values).narrow(2, 0, self.kept_sinks)
 
     @property
@@ -131,10 +127,12 @@ class SinkLayer(Layer, CacheLayerMixin):
         return key_form.decode(keys, shown), value_form.decode(values, shown), self.decoded_sinks([self])
 
     def decoded_sinks(self, layers: Sequence[SinkLayer]) -> torch.Tensor:
-        """Return the sinks of `layers`, which are like this one, beside each other as attention takes them."""
-        in_graph = torch.compiler.is_compiling()
+        """Return the sinks of `layers`, which are like this one, beside each other as attention takes them.
+
+        They are read from the buffers: a graph that was handed both a buffer and a view of it would copy the buffer.
+        """
         with without_autocast(self.sink_slots.device.type):
-            sinks = torch.cat([layer.first_slots if in_graph else layer.sinks for layer in layers], dim=1)
+            sinks = torch.cat([layer.sinks_in(*layer.buffers[:2]) for layer in layers], dim=1)
             return self.part_form.decode(sinks, self.sink_slots)
 
     @property
@@ -159,7 +157,7 @@ class SinkLayer(Layer, CacheLayerMixin):
     ) -> None:
         """From now on these are the buffers, and this is the log after the selection `act`."""
         with torch.inference_mode(False), torch.no_grad():
-            slots = self.rotated_part(keys, values).narrow(2, 0, self.kept_sinks)
+            slots = self.sinks_in(keys, values)
         first, shown = (sinks, slots) if self.precision is None else (slots, sinks)
         if keys.device.type == "cuda":  # a CUDA graph would copy what it does not know to stay where it is
             for buffer in (keys, values, sinks):
@@ -355,7 +353,7 @@ class SinkLayer(Layer, CacheLayerMixin):
     def _sinks_after(self, keys: torch.Tensor, values: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """Return what the buffer of the sinks holds after a block that leaves these in the slots."""
         if self.precision is None:
-            return self.rotated_part(keys, values)[:, :, : self.kept_sinks].clone()
+            return self.sinks_in(keys, values).clone()
         return self.sink_slots if self.is_initialized else _zeros(part, self.kept_sinks)
 
     def rebase(self, position: Position, shift: torch.Tensor) -> None:

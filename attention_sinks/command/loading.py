@@ -38,15 +38,20 @@ def load_model(
     """
     _check_device(device)
     check_memory(report.source, report, dtype, cure, device)
-    model = AutoModelForCausalLM.from_pretrained(
+    place = device or ("auto" if torch.cuda.is_available() else None)
+    arguments = load_arguments(report, window, dtype, cache_dtype)
+    return AutoModelForCausalLM.from_pretrained(**arguments, device_map=place).eval()
+
+
+def load_arguments(report: ModelReport, window: int, dtype: str, cache_dtype: CacheDtype) -> dict[str, Any]:
+    """Return what `from_pretrained` is handed for the model of a report."""
+    return {
         **report.source.arguments,
-        attention_sink_size=report.sink_size,
-        attention_sink_window_size=window,
-        attention_sink_cache_dtype=cache_dtype,
-        dtype=dtype,
-        device_map=device or ("auto" if torch.cuda.is_available() else None),
-    )
-    return model.eval()
+        "attention_sink_size": report.sink_size,
+        "attention_sink_window_size": window,
+        "attention_sink_cache_dtype": cache_dtype,
+        "dtype": dtype,
+    }
 
 
 def look_to_chat(

@@ -13,7 +13,7 @@ from ..report.memory import check_memory
 from ..report.report import ModelReport
 from ..report.source import read_config
 from ..settings import CacheDtype
-from .loading import look_to_chat
+from .loading import load_arguments, look_to_chat
 from .quiet import quiet_libraries
 
 
@@ -47,14 +47,7 @@ def look_to_share(
     _check_here(count)
     _check_model(count, report, read_config(report.source).get_text_config())
     check_memory(report.source, report, dtype, "try --dtype bfloat16")
-    arguments = {
-        **report.source.arguments,
-        "attention_sink_size": report.sink_size,
-        "attention_sink_window_size": window,
-        "attention_sink_cache_dtype": cache_dtype,
-        "dtype": dtype,
-    }
-    return arguments, tokenizer
+    return load_arguments(report, window, dtype, cache_dtype), tokenizer
 
 
 def load_part(arguments: dict[str, Any]) -> Any:
