@@ -88,7 +88,10 @@ def _facts(report: ModelReport) -> dict[str, str]:
 
 def _sizes(report: ModelReport, windows: Sequence[int]) -> Table:
     """Return the table of sizes by window and dtype."""
-    table = Table(title=f"One conversation, with {report.sink_size} sinks", title_justify="left")
+    title = f"One conversation, with {report.sink_size} sinks"
+    rounds = "int8" in report.footprints
+    caption = "int8 and int8-int4 are dtypes of the cache, beside a model of 16 bits." if rounds else None
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("window (tokens)", justify="right")
     for dtype in report.footprints:
         table.add_column("float16, bfloat16" if dtype == "bfloat16" else dtype, justify="right")

@@ -8,7 +8,13 @@ import torch
 
 from ..architecture.setup import Setup
 from ..cache.cache import AttentionSinkKVCache
+from ..cache.precision import FORMS
 from ..cache.sink_layer import SinkLayer
+from ..settings import CacheDtype
+from .shapes import cache_of_one_token
+
+IN_GROUPS: tuple[CacheDtype, ...] = ("int8", "int8-int4")
+"""The dtypes of a cache of which the bytes do not follow from those of a model in this dtype."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +46,48 @@ class Footprint:
         return self.fixed + window_size * self.per_token + marks
 
 
-def footprints(setup: Setup, cache: AttentionSinkKVCache) -> dict[str, Footprint]:
-    """Return the footprint by the dtype of the model, from the cache of a model in bfloat16.
+def footprints(setup: Setup) -> dict[str, Footprint]:
+    """Return the footprint by the dtype of the model, and of a cache that rounds, from a model in bfloat16.
 
     What such a model keeps in float32, as states often are, is also in float32 where the model is. float16 takes as
-    much as bfloat16.
+    much as bfloat16. With "int8" and "int8-int4" the model is in 16 bits; they are missing where it refuses them.
+
+    Raises
+    ------
+    ValueError
+        When the model cannot be called.
     """
-    everything, sinks = cache.layer_stack.tensors, cache.settings.sink_size
+    plain = cache_of_one_token(setup.model)
+    found = {dtype: _footprint(setup, plain, getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
+    for cache_dtype in IN_GROUPS:
+        if _can_round(setup, plain, cache_dtype):
+            found[cache_dtype] = _footprint(setup, cache_of_one_token(setup.model, cache_dtype), torch.bfloat16)
+    return found
+
+
+def _can_round(setup: Setup, plain: AttentionSinkKVCache, cache_dtype: CacheDtype) -> bool:
+    """Return whether a cache of the model can have this dtype; `plain` is one that does not round."""
+    try:
+        AttentionSinkKVCache(setup.model, attention_sink_cache_dtype=cache_dtype)
+        for layer in plain.layers:
+            if isinstance(layer, SinkLayer):
+                for form, buffer in zip(FORMS[cache_dtype], layer.buffers, strict=False):  # none for the sinks
+                    form.row(buffer.shape[-1])
+    except (NotImplementedError, ValueError):  # values that are keys, heads that no group divides
+        return False
+    return True
+
+
+def _footprint(setup: Setup, cache: AttentionSinkKVCache, dtype: torch.dtype) -> Footprint:
+    """Return what `cache` would take if the model, which is in bfloat16, were in `dtype`."""
     slots, own_windows = [], []
     for kind, layer in zip(setup.kinds, cache.layers, strict=True):
         if kind.window is not None and setup.native_window is None:
             own_windows.append(kind.window)
         elif isinstance(layer, SinkLayer):
             slots += [buffer[:, :, :1] for buffer in layer.buffers[:2]]  # keys and values of one token
-    own_window = min(own_windows, default=None)
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        footprint = Footprint(0, _bytes(slots, dtype), sinks, own_window)
-        fixed = _bytes(everything, dtype) - footprint.at(cache.settings.window_size)
-        found[str(dtype).removeprefix("torch.")] = replace(footprint, fixed=fixed)
-    return found
+    footprint = Footprint(0, _bytes(slots, dtype), cache.settings.sink_size, min(own_windows, default=None))
+    return replace(footprint, fixed=_bytes(cache.layer_stack.tensors, dtype) - footprint.at(cache.settings.window_size))
 
 
 def _bytes(tensors: list[torch.Tensor], dtype: torch.dtype) -> int:

@@ -18,7 +18,7 @@ from ..models.facts import implementations_of, notes_of, positions_of
 from ..models.registry import architecture_of
 from ..plan.reach import Reach
 from .footprint import Footprint, footprints
-from .shapes import cache_of_one_token, model_without_weights
+from .shapes import model_without_weights
 from .source import Source, read_config, read_tokenizer
 
 USUAL_WINDOW = 1020
@@ -52,7 +52,7 @@ class ModelReport:
     largest_window_reason : str
         Why there should be no more.
     footprints : dict
-        Name of a dtype -> the bytes of one conversation.
+        Name of a dtype, of the model or of a cache that rounds -> the bytes of one conversation.
     chat_problem : str or None
         Why its chat template cannot stream; None when it can.
     parameters : int
@@ -134,7 +134,7 @@ def describe(source: Source, config: PreTrainedConfig, sink_size: int, chat_prob
         sink_size,
         largest,
         reason,
-        footprints(setup, cache_of_one_token(model)),
+        footprints(setup),
         chat_problem,
         sum(parameter.numel() for parameter in model.parameters()),
     )

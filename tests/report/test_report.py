@@ -19,8 +19,8 @@ def described(animal):
     return describe(Source("tiny", "tiny"), config_of(animal), SINKS, None)
 
 
-def cache_after_a_call(model):
-    cache = AttentionSinkKVCache(model)
+def cache_after_a_call(model, cache_dtype=None):
+    cache = AttentionSinkKVCache(model, attention_sink_cache_dtype=cache_dtype)
     with torch.no_grad():
         model(input_ids=random_ids(1, 3), cache=cache, use_cache=True)
     return cache
@@ -52,11 +52,19 @@ def test_a_report_says_what_injection_then_does(animal):
     "model_type",
     ["deepseek_v3", "falcon_h1", "gemma3_text", "jamba", "llama", "minimax", "qwen3_next", "recurrent_gemma"],
 )
-def test_the_same_in_half_precision_where_states_may_stay_in_single(model_type):
+def test_the_same_in_half_precision_where_states_may_stay_in_single_and_for_a_cache_that_rounds(model_type):
     animal, window = animal_of(model_type), 4
     model = animal.auto.from_config(config_of(animal), dtype=torch.bfloat16).eval()
-    cache = cache_after_a_call(inject_attention_sinks(model, SINKS, window))
-    assert cache.nbytes == described(animal).footprints["bfloat16"].at(window)
+    inject_attention_sinks(model, SINKS, window)
+    found = described(animal).footprints
+    assert cache_after_a_call(model).nbytes == found["bfloat16"].at(window)
+    for cache_dtype in ("int8", "int8-int4"):
+        if cache_dtype in found:
+            assert cache_after_a_call(model, cache_dtype).nbytes == found[cache_dtype].at(window)
+        else:
+            with pytest.raises((NotImplementedError, ValueError), match="attention_sink_cache_dtype"):
+                cache_after_a_call(model, cache_dtype)
+    assert "int8" in found
 
 
 def test_what_is_known_of_a_plain_model():
