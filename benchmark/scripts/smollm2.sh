@@ -22,6 +22,11 @@ score() { # name experiment window tokens report_every [arguments]
     --window_size "$3" --num_tokens "$4" --report_every "$5" --chunk_size 1024 --output_dir "$output" --resume "${@:6}"
 }
 
+recall() { # folder experiment [arguments]
+  [ -e "$output/$1/$2.csv" ] || "$python" -m benchmark.quality.recall "${here[@]}" --experiment "$2" \
+    --num_tokens "${RECALL_TOKENS:-12288}" --distances 20 40 60 80 100 --output_dir "$output/$1" "${@:3}"
+}
+
 plot() { # name title log_perplexity_limit mark run...
   "$python" -m benchmark.quality.plot_perplexity --output_dir "$output" --output "$output/$1.png" --title "$2" \
     --log_perplexity_limit "$3" --mark "$4" "8192=trained length" --features nll cache --average 1024 --runs "${@:5}"
@@ -41,6 +46,9 @@ step_dtypes() {
   for dtype in auto bfloat16 float16 int8 int8-int4; do
     score "cache_dtype_$dtype" attention_sinks 512 "$tokens" 64 --cache_dtype "$dtype"
   done
+  for dtype in int8 int8-int4; do
+    recall "recall_$dtype" attention_sinks --cache_dtype "$dtype"
+  done
 }
 
 step_novel() {
@@ -51,9 +59,7 @@ step_novel() {
 
 step_recall() {
   for experiment in attention_sinks windowed transformers; do
-    [ -e "$output/recall/$experiment.csv" ] || "$python" -m benchmark.quality.recall "${here[@]}" \
-      --experiment "$experiment" --num_tokens "${RECALL_TOKENS:-12288}" --distances 20 40 60 80 100 \
-      --output_dir "$output/recall"
+    recall recall "$experiment"
   done
   "$python" -m benchmark.quality.plot_recall --output_dir "$output/recall" --window_size 1024 \
     --output "$output/recall.png" --title "SmolLM2-135M: numbers recalled from a stream, cache of 1024 tokens"
