@@ -181,6 +181,4 @@ FORMS: Mapping[CacheDtype, Forms] = {
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Return a block in which stored numbers meet each other as they are. Autocast refuses some of their dtypes."""
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # PyTorch has none on the meta device
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
 from ..architecture.setup import Setup
 from ..cache.cache import AttentionSinkKVCache
-from ..cache.precision import FORMS
+from ..cache.precision import FORMS, Form, Forms, InGroups
 from ..cache.sink_layer import SinkLayer
-from ..settings import CacheDtype
-from .shapes import cache_of_one_token
 
-IN_GROUPS: tuple[CacheDtype, ...] = ("int8", "int8-int4")
-"""The dtypes of a cache of which the bytes do not follow from those of a model in this dtype."""
+DTYPES = (torch.float32, torch.bfloat16)
+"""The dtypes of a model."""
 
 
 @dataclass(frozen=True)
@@ -46,48 +45,41 @@ class Footprint:
         return self.fixed + window_size * self.per_token + marks
 
 
-def footprints(setup: Setup) -> dict[str, Footprint]:
-    """Return the footprint by the dtype of the model, and of a cache that rounds, from a model in bfloat16.
+def footprints(setup: Setup, cache: AttentionSinkKVCache) -> dict[str, Footprint]:
+    """Return the footprint by the dtype of the model and of a cache that rounds, from the cache of a model in bfloat16.
 
     What such a model keeps in float32, as states often are, is also in float32 where the model is. float16 takes as
-    much as bfloat16. With "int8" and "int8-int4" the model is in 16 bits; they are missing where it refuses them.
-
-    Raises
-    ------
-    ValueError
-        When the model cannot be called.
+    much as bfloat16. Beside a cache of whole numbers the model is in 16 bits; those that it refuses are missing.
     """
-    plain = cache_of_one_token(setup.model)
-    found = {dtype: _footprint(setup, plain, getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
-    for cache_dtype in IN_GROUPS:
-        if _can_round(setup, plain, cache_dtype):
-            found[cache_dtype] = _footprint(setup, cache_of_one_token(setup.model, cache_dtype), torch.bfloat16)
+    found = {str(dtype).removeprefix("torch."): _footprint(setup, cache, dtype) for dtype in DTYPES}
+    for cache_dtype, forms in FORMS.items():
+        if isinstance(forms[0], InGroups):
+            with suppress(NotImplementedError, ValueError):  # values that are keys, heads that no group divides
+                setup.fit(replace(cache.settings, cache_dtype=cache_dtype))
+                found[cache_dtype] = _footprint(setup, cache, torch.bfloat16, forms)
     return found
 
 
-def _can_round(setup: Setup, plain: AttentionSinkKVCache, cache_dtype: CacheDtype) -> bool:
-    """Return whether a cache of the model can have this dtype; `plain` is one that does not round."""
-    try:
-        AttentionSinkKVCache(setup.model, attention_sink_cache_dtype=cache_dtype)
-        for layer in plain.layers:
-            if isinstance(layer, SinkLayer):
-                for form, buffer in zip(FORMS[cache_dtype], layer.buffers, strict=False):  # none for the sinks
-                    form.row(buffer.shape[-1])
-    except (NotImplementedError, ValueError):  # values that are keys, heads that no group divides
-        return False
-    return True
-
-
-def _footprint(setup: Setup, cache: AttentionSinkKVCache, dtype: torch.dtype) -> Footprint:
-    """Return what `cache` would take if the model, which is in bfloat16, were in `dtype`."""
+def _footprint(setup: Setup, cache: AttentionSinkKVCache, dtype: torch.dtype, forms: Forms | None = None) -> Footprint:
+    """Return what `cache` would take in a model in `dtype`, and if it rounded keys and values to `forms`."""
     slots, own_windows = [], []
+    rounded: dict[int, torch.Tensor] = {}
     for kind, layer in zip(setup.kinds, cache.layers, strict=True):
+        states = layer.buffers[:2] if isinstance(layer, SinkLayer) else ()
+        if forms is not None:
+            rounded |= {id(each): _as_kept(each, form) for each, form in zip(states, forms, strict=False)}
         if kind.window is not None and setup.native_window is None:
             own_windows.append(kind.window)
-        elif isinstance(layer, SinkLayer):
-            slots += [buffer[:, :, :1] for buffer in layer.buffers[:2]]  # keys and values of one token
+        else:
+            slots += [rounded.get(id(each), each)[:, :, :1] for each in states]  # keys and values of one token
     footprint = Footprint(0, _bytes(slots, dtype), cache.settings.sink_size, min(own_windows, default=None))
-    return replace(footprint, fixed=_bytes(cache.layer_stack.tensors, dtype) - footprint.at(cache.settings.window_size))
+    everything = [rounded.get(id(each), each) for each in cache.layer_stack.tensors]
+    return replace(footprint, fixed=_bytes(everything, dtype) - footprint.at(cache.settings.window_size))
+
+
+def _as_kept(states: torch.Tensor, form: Form) -> torch.Tensor:
+    """Return a buffer for what is in `states`, in another form; ValueError when that is not possible."""
+    return states.new_empty(*states.shape[:3], form.row(states.shape[3]), dtype=form.dtype)
 
 
 def _bytes(tensors: list[torch.Tensor], dtype: torch.dtype) -> int:

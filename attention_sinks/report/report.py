@@ -18,7 +18,7 @@ from ..models.facts import implementations_of, notes_of, positions_of
 from ..models.registry import architecture_of
 from ..plan.reach import Reach
 from .footprint import Footprint, footprints
-from .shapes import model_without_weights
+from .shapes import cache_of_one_token, model_without_weights
 from .source import Source, read_config, read_tokenizer
 
 USUAL_WINDOW = 1020
@@ -134,7 +134,7 @@ def describe(source: Source, config: PreTrainedConfig, sink_size: int, chat_prob
         sink_size,
         largest,
         reason,
-        footprints(setup),
+        footprints(setup, cache_of_one_token(model)),
         chat_problem,
         sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -17,7 +17,6 @@ from transformers import (
 
 from ..architecture.modules import base_model_of
 from ..cache.cache import AttentionSinkKVCache
-from ..settings import CacheDtype
 
 AUTO_CLASSES = (
     (MODEL_FOR_CAUSAL_LM_MAPPING, transformers.AutoModelForCausalLM),
@@ -82,17 +81,15 @@ def model_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def cache_of_one_token(model: PreTrainedModel, cache_dtype: CacheDtype | None = None) -> AttentionSinkKVCache:
-    """Return a cache of a model on the meta device, which has attention sinks, after a call of one token.
-
-    It rounds to `cache_dtype`; None is the model's choice.
+def cache_of_one_token(model: PreTrainedModel) -> AttentionSinkKVCache:
+    """Return the cache of a model on the meta device, which has attention sinks, after a call of one token.
 
     Raises
     ------
     ValueError
         When the model cannot be called.
     """
-    cache = AttentionSinkKVCache(model, attention_sink_cache_dtype=cache_dtype)
+    cache = AttentionSinkKVCache(model)
     base, ids = base_model_of(model), torch.zeros(1, 1, dtype=torch.long, device="meta")
     try:
         with torch.no_grad(), Valueless():
