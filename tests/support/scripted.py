@@ -14,13 +14,16 @@ WITH_TOOLS = (
 SURE = 1000.0
 
 
-def let_say(model, tokenizer, answers):
-    """Make `model` say each of `answers`, a dict, after the text that is its key, and then end."""
+def let_say(model, tokenizer, answers, endless=()):
+    """Make `model` say each of `answers`, a dict, after the text that is its key, and then end.
+
+    A token of `endless` is said again and again once it was said.
+    """
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False).input_ids
 
-    biases = []
+    biases = [[[*ids(token), *ids(token)], 2 * SURE] for token in endless]
     for text, answer in answers.items():
         said = ids(text)[1:]  # older releases ignore a sequence that is longer than the text before its last token
         for token in [*ids(answer), tokenizer.eos_token_id]:
@@ -29,7 +32,7 @@ def let_say(model, tokenizer, answers):
     model.generation_config.sequence_bias = biases
 
 
-def save_scripted_model(folder, answers, by_bytes=False):
+def save_scripted_model(folder, answers, by_bytes=False, endless=()):
     """Save a tiny Llama that gives these answers, with a tokenizer of words, or of bytes; returns the folder."""
     if by_bytes:
         tokenizer = byte_tokenizer(WITH_TOOLS)
@@ -38,7 +41,7 @@ def save_scripted_model(folder, answers, by_bytes=False):
         tokenizer = tokenizer_of(list(words), "<unk>", eos_token="<end>", pad_token="<end>", bos_token="<start>")
         tokenizer.chat_template = WITH_TOOLS
     model = tiny_llama(vocab_size=len(tokenizer))
-    let_say(model, tokenizer, answers)
+    let_say(model, tokenizer, answers, endless)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
