@@ -12,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..plan.block import BlockPlan
 from ..plan.counters import Counters
-from ..plan.layer import LayerPlan
+from ..plan.layer import LayerPlan, Rounded
 from ..plan.reach import Reach
 from ..plan.token import TokenPlan
 from ..positions.schemes import Position
@@ -260,13 +260,16 @@ class SinkLayer(Layer, CacheLayerMixin):
         with torch.no_grad(), without_autocast(key_states.device.type):
             key, value = encoded(self.precision, key_states, value_states)
             if isinstance(plan, BlockPlan):
-                keys, values = self._update_block(key, value, plan, self.rotated_part(key_states, value_states))
+                kept = self._update_block(key, value, plan, self.rotated_part(key_states, value_states))
             else:
-                keys, values = self._update_token(key, value, layer, plan)
-            keys, values = key_form.decode(keys, key_states), value_form.decode(values, value_states)
+                kept = self._update_token(key, value, layer, plan)
+            keys, values = key_form.decode(kept[0], key_states), value_form.decode(kept[1], value_states)
         if isinstance(plan, BlockPlan):
             return _with_gradient_of(key_states, keys), _with_gradient_of(value_states, values)
-        return self._with_sinks_shown(keys, values, layer)
+        unpacked = self._with_sinks_shown(keys, values, layer)
+        if plan.may_be_sink and self.rotated_part(*unpacked) is unpacked[0]:
+            layer.rounded[:] = [Rounded(*kept, self.sinks_in(*unpacked), unpacked)]
+        return unpacked
 
     def _update_token(self, key: torch.Tensor, value: torch.Tensor, layer: LayerPlan, plan: TokenPlan) -> KeysValues:
         """Store the token of a step and return the slots in use."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,20 @@ Plan = TokenPlan | BlockPlan
 
 def _unrotated(states: torch.Tensor, tables: Tables) -> torch.Tensor:
     return states
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The keys and values of a step as a cache keeps them that rounds."""
+
+    keys: torch.Tensor
+    """[batch, num_key_value_heads, slots, row], all of the buffer."""
+    values: torch.Tensor
+    """The same of the values."""
+    sinks: torch.Tensor
+    """[batch, num_key_value_heads, S or 0, head_dim], which the step must see in place of the first keys."""
+    unpacked: tuple[torch.Tensor, torch.Tensor]
+    """All of these as the cache's `update` returns them: [batch, num_key_value_heads, slots, head_dim]."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,8 @@ class LayerPlan:
     """The linear bias of the layer, from which a block makes its own."""
     token_bias: torch.Tensor | None = None
     """[R, heads, 1, used] float32, the linear bias of a step."""
+    rounded: list[Rounded] = field(default_factory=list, compare=False)
+    """In a graph, what the cache's `update` has last returned, for attention that need not have it unpacked."""
 
 
 def to_device(plan: Plan, device: torch.device) -> Plan:

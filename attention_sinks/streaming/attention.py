@@ -19,6 +19,7 @@ from ..plan.reach import Reach
 from ..plan.token import TokenPlan, slot_order
 from .block_attention import attend_block, by_key_head
 from .bound_cache import BoundCache
+from .rounded_attention import attend_rounded, rounded_of
 
 ATTENTION_NAME = "attention_sinks"
 """The name under which attention modules of an injected model find `attention_sinks_attention`."""
@@ -85,6 +86,9 @@ def attention_sinks_attention(
     if s_aux is not None:
         kwargs["s_aux"] = s_aux
     if implementation == "sdpa" and not dropout and softcap is None and s_aux is None:
+        rounded = rounded_of(layer, query, key, value) if mask is plan.visible else None  # it takes no bias
+        if mask is not None and rounded is not None:
+            return attend_rounded(query, rounded, mask, scaling), None
         return _sdpa_token(query, key, value, mask, scaling), None
     kwargs.update(scaling=scaling, dropout=dropout)
     return _attend_token(module, query, key, value, mask, plan, layer.reach, implementation, kwargs)

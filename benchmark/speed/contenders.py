@@ -101,6 +101,15 @@ def share_weights(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
+def by_columns(model: nn.Module) -> nn.Module:
+    """A copy of `model` with weights of its own, those of linear layers column by column in memory."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.t().contiguous().t()
+    return copied
+
+
 def random_tokens(model: nn.Module, length: int, rows: int = 1) -> torch.Tensor:
     return torch.randint(model.config.get_text_config().vocab_size, (rows, length), device=model.device)
 

@@ -2,9 +2,9 @@
 
 Single-token steps (ms/token) are made with a full cache. Beside them stand the steps of Transformers, whose
 DynamicCache holds --window_size tokens, and the linear layers alone. --compiled adds both under torch.compile,
-Transformers with a StaticCache; --original adds attention_sinks 0.4.0, and --llama_cpp llama.cpp with the same weights,
-weights and cache in 32 bits and in 16. Long calls (tokens/s) begin with a new cache and
-stand beside one plain call of the same length.
+Transformers with a StaticCache; --cache_dtypes adds caches that round, --by_columns weights with other
+strides, --original attention_sinks 0.4.0, and --llama_cpp llama.cpp with the same weights, weights and cache in 32 bits
+and in 16. Long calls (tokens/s) begin with a new cache and stand beside one plain call of the same length.
 
 The script also reports the peak memory above the weights, the bytes of the cache, and the time that reading weights and
 cache takes at the rate at which the memory is copied. Figures are medians over the rounds, with the fastest and the
@@ -20,6 +20,7 @@ import argparse
 import platform
 import statistics
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from benchmark.speed.contenders import (
     StaticCompiled,
     Streaming,
     StreamingCompiled,
+    by_columns,
     random_tokens,
     share_weights,
 )
@@ -52,6 +54,7 @@ PLAIN, PLAIN_COMPILED, LINEAR, ORIGINAL = (
 )
 LLAMA_CPP = {"float32": "llama.cpp, 32 bits", "float16": "llama.cpp, 16 bits"}
 FLOOR = "memory floor"
+BY_COLUMNS = "weights by columns"
 COLUMNS = [
     "measure",
     "contender",
@@ -91,6 +94,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         default="smollm2-135m",
         help="a Llama with random weights (default: %(default)s)",
     )
+    add("--layers", type=positive_int, default=None, help="so many layers of the shape, to measure large caches sooner")
     add("--device", choices=("cpu", "cuda"), default=None, help="(default: cuda if there is one)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default=None, help="(default: float32, cuda: float16)")
     add("--batch_size", type=positive_int, default=1, help="(default: %(default)s)")
@@ -101,6 +105,11 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         nargs="+",
         default=[],
         help="measure caches as well that round keys and values to these",
+    )
+    add(
+        "--by_columns",
+        action="store_true",
+        help="measure a copy of the model as well whose linear layers have their weights column by column in memory",
     )
     add("--original", metavar="PYTHON", help="an interpreter that has attention_sinks 0.4.0, to measure it as well")
     add("--llama_cpp", metavar="PYTHON", help="an interpreter that has llama-cpp-python, to measure it as well")
@@ -132,13 +141,21 @@ def load_models(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
             args.model_name_or_path, dtype=dtype, device_map=device
         ).eval()
     else:
-        plain = build_shape(args.shape, device, dtype)
-    streaming = attention_sinks.inject_attention_sinks(
-        share_weights(plain),
+        plain = build_shape(args.shape, device, dtype, **changes_of(args))
+    return {SINKS: streaming(share_weights(plain), args), PLAIN: plain}
+
+
+def changes_of(args: argparse.Namespace) -> dict[str, int]:
+    """What is changed in the shape."""
+    return {} if args.layers is None else {"num_hidden_layers": args.layers}
+
+
+def streaming(model: torch.nn.Module, args: argparse.Namespace) -> torch.nn.Module:
+    return attention_sinks.inject_attention_sinks(
+        model,
         attention_sink_size=args.attention_sink_size,
         attention_sink_window_size=args.window_size - args.attention_sink_size,
     )
-    return {SINKS: streaming, PLAIN: plain}
 
 
 def measure_steps(models: dict, others: dict, args: argparse.Namespace) -> list[dict]:
@@ -151,11 +168,19 @@ def measure_steps(models: dict, others: dict, args: argparse.Namespace) -> list[
     if args.original:
         window = args.window_size - args.attention_sink_size
         sizes = {"sinks": args.attention_sink_size, "window": window, "threads": args.threads}
-        contenders[ORIGINAL] = Elsewhere(args.original, ORIGINAL, config=SHAPES[args.shape], **sizes)
-    for name in args.cache_dtypes:
-        contenders[f"{SINKS}, {name}"] = Streaming(models[SINKS], *place, name)
-        if args.compiled:
-            contenders[f"{SINKS_COMPILED}, {name}"] = StreamingCompiled(models[SINKS], *place, name)
+        contenders[ORIGINAL] = Elsewhere(
+            args.original, ORIGINAL, config={**SHAPES[args.shape], **changes_of(args)}, **sizes
+        )
+    named = {SINKS: models[SINKS]}
+    if args.by_columns:
+        named[BY_COLUMNS] = streaming(by_columns(plain), args)
+        contenders[f"{LINEAR}, {BY_COLUMNS}"] = LinearLayers(named[BY_COLUMNS], *place)
+    for (kind, model), cache_dtype in product(named.items(), ("auto", *args.cache_dtypes)):
+        told = [cache_dtype] * (cache_dtype != "auto") + [kind] * (kind != SINKS)
+        if told:
+            contenders[", ".join((SINKS, *told))] = Streaming(model, *place, cache_dtype)
+            if args.compiled:
+                contenders[", ".join((SINKS_COMPILED, *told))] = StreamingCompiled(model, *place, cache_dtype)
     contenders |= others
     contenders[LINEAR] = LinearLayers(plain, *place)
     times = timing.time_steps(contenders, plain, args.batch_size, args.rounds, args.steps)
@@ -215,8 +240,9 @@ def summary(measure: str, contender: str, unit: str, values: list[float], plain:
 def environment(plain: torch.nn.Module, args: argparse.Namespace) -> dict:
     """What a reader must know to compare two files."""
     on_gpu = plain.device.type == "cuda"
+    name = Path(args.model_name_or_path).name if args.model_name_or_path else args.shape
     return {
-        "model": Path(args.model_name_or_path).name if args.model_name_or_path else args.shape,
+        "model": name if args.layers is None else f"{name}, {args.layers} layers",
         "device": plain.device.type,
         "device_name": torch.cuda.get_device_name(plain.device)
         if on_gpu
@@ -247,6 +273,8 @@ def main() -> None:
     parser, args = parse_args()
     if args.original and args.model_name_or_path:
         parser.error("--original measures a --shape; leave --model_name_or_path out.")
+    if args.layers and args.model_name_or_path:
+        parser.error("--layers changes a --shape; leave --model_name_or_path out.")
     if args.llama_cpp and args.batch_size > 1:
         parser.error("--llama_cpp measures one row; leave --batch_size out.")
     torch.set_num_threads(args.threads)
