@@ -10,6 +10,7 @@ import transformers
 from transformers import StoppingCriteria, TextStreamer, set_seed
 
 from attention_sinks.command.terminal import show as show_in_terminal
+from attention_sinks.settings import CACHE_DTYPES
 from fetch_model import DEFAULT_OUTPUT_DIR
 
 EXPERIMENTS = ("attention_sinks", "transformers", "windowed")
@@ -29,6 +30,12 @@ def add_common_arguments(parser, window_size, temperature):
     add("--trust_remote_code", action="store_true", help="run the code that a hub repository carries")
     add("--window_size", type=int, default=window_size, help="tokens in the cache with its sinks, default: %(default)s")
     add("--attention_sink_size", type=int, default=4, help="how many of them are sinks, default: %(default)s")
+    add(
+        "--cache_dtype",
+        choices=CACHE_DTYPES,
+        default="auto",
+        help="what keys and values are rounded to, except in plain Transformers, default: %(default)s, nothing",
+    )
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: as it was saved")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps …; default: wherever accelerate finds room")
     add("--temperature", type=float, default=temperature, help="0 is greedy, default: %(default)s")
@@ -57,14 +64,18 @@ def load_model_and_tokenizer(args):
 
 
 def cache_settings(args):
-    """Split `--window_size`, which counts the whole cache, into sinks and recent tokens."""
+    """Return the settings of the cache; `--window_size` counts all of it, sinks and recent tokens."""
     sink_size = args.attention_sink_size if args.experiment == "attention_sinks" else 0
     if not 0 <= sink_size < args.window_size:
         raise SystemExit(
             f"--attention_sink_size {sink_size} must be at least 0 and below --window_size {args.window_size}, "
             "which counts sinks and recent tokens together."
         )
-    return {"attention_sink_size": sink_size, "attention_sink_window_size": args.window_size - sink_size}
+    return {
+        "attention_sink_size": sink_size,
+        "attention_sink_window_size": args.window_size - sink_size,
+        "attention_sink_cache_dtype": args.cache_dtype,
+    }
 
 
 def model_name(args):
@@ -78,7 +89,8 @@ def describe(args):
         return f"{model_name(args)}: every token is kept (plain Transformers)"
     settings = cache_settings(args)
     sinks, recent = settings["attention_sink_size"], settings["attention_sink_window_size"]
-    return f"{model_name(args)}: {sinks} sinks and the {recent} most recent tokens are kept ({args.experiment})"
+    form = "" if args.cache_dtype == "auto" else f" in {args.cache_dtype}"
+    return f"{model_name(args)}: {sinks} sinks and the {recent} most recent tokens are kept{form} ({args.experiment})"
 
 
 def describe_run(args):

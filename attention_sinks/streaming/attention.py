@@ -86,9 +86,10 @@ def attention_sinks_attention(
     if s_aux is not None:
         kwargs["s_aux"] = s_aux
     if implementation == "sdpa" and not dropout and softcap is None and s_aux is None:
-        rounded = rounded_of(layer, query, key, value) if mask is plan.visible else None  # it takes no bias
-        if mask is not None and rounded is not None:
-            return attend_rounded(query, rounded, mask, scaling), None
+        if layer.rounded and mask is not None and mask is plan.visible:  # that is, without a bias
+            rounded = rounded_of(layer, query, key, value)
+            if rounded is not None:
+                return attend_rounded(query, rounded, mask, scaling), None
         return _sdpa_token(query, key, value, mask, scaling), None
     kwargs.update(scaling=scaling, dropout=dropout)
     return _attend_token(module, query, key, value, mask, plan, layer.reach, implementation, kwargs)

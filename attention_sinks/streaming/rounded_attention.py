@@ -105,7 +105,8 @@ def attend_rounded(query: torch.Tensor, rounded: Rounded, visible: torch.Tensor,
     """
     batch, heads, _, width = query.shape
     queries, value_width = query.reshape(batch, rounded.keys.shape[1], -1, width), rounded.unpacked[1].shape[-1]
-    tensors = queries.contiguous(), rounded.keys, rounded.values, rounded.sinks.contiguous(), visible.flatten(1)
+    sinks = rounded.sinks.contiguous()  # a graph would give it the strides, and the memory, of all keys
+    tensors = queries, rounded.keys, rounded.values, sinks, visible.flatten(1)
     output: torch.Tensor = torch.ops.attention_sinks.attend_rounded(*tensors, scaling, value_width)
     return output.reshape(batch, 1, heads, value_width)
 
@@ -131,8 +132,9 @@ def _attend(
     library = _built()
     assert library is not None  # `takes` has asked
     output, (*_, width) = _like_output(query, keys, values, sinks, visible, scaling, value_width), query.shape
+    tensors = [tensor.contiguous() for tensor in (query, sinks, keys, values, visible)]
     call = Call(
-        *(tensor.data_ptr() for tensor in (query, sinks, keys, values, visible, output)),
+        *(tensor.data_ptr() for tensor in (*tensors, output)),
         *query.shape,
         *(keys.shape[2], sinks.shape[2], value_width, 0 if visible.shape[0] == 1 else keys.shape[2]),
         *(buffer.shape[3] * buffer.itemsize for buffer in (keys, values)),

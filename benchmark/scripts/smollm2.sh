@@ -81,10 +81,17 @@ step_chat() {
     --plot "$output/fluency.png" --title "SmolLM2-135M in a chat of 160 turns, cache of 1024 tokens"
 }
 
+endless() { # name [arguments]
+  once --log_file "$output/endless_logs/$1.txt" demo/endless_generation.py "${here[@]}" --window_size 512 \
+    --min_new_tokens "${ENDLESS_TOKENS:-10000}" --max_new_tokens "${ENDLESS_TOKENS:-10000}" "${@:2}"
+}
+
 step_endless() {
   for experiment in attention_sinks windowed transformers; do
-    once --log_file "$output/endless_logs/$experiment.txt" demo/endless_generation.py "${here[@]}" --experiment "$experiment" \
-      --window_size 512 --min_new_tokens "${ENDLESS_TOKENS:-10000}" --max_new_tokens "${ENDLESS_TOKENS:-10000}"
+    endless "$experiment" --experiment "$experiment"
+  done
+  for dtype in int8 int8-int4; do
+    endless "attention_sinks_$dtype" --cache_dtype "$dtype"
   done
 }
 

@@ -242,7 +242,7 @@ def environment(plain: torch.nn.Module, args: argparse.Namespace) -> dict:
     on_gpu = plain.device.type == "cuda"
     name = Path(args.model_name_or_path).name if args.model_name_or_path else args.shape
     return {
-        "model": name if args.layers is None else f"{name}, {args.layers} layers",
+        "model": name if args.layers is None else f"{name}, {args.layers} layer{'s' * (args.layers > 1)}",
         "device": plain.device.type,
         "device_name": torch.cuda.get_device_name(plain.device)
         if on_gpu

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from attention_sinks import versions
 from benchmark.lib.gguf_writer import write_llama
 from benchmark.speed import frames
-from benchmark.speed.contenders import Dense, StaticCompiled, random_tokens
+from benchmark.speed.contenders import Dense, StaticCompiled, by_columns, random_tokens
 from benchmark.speed.shapes import build_shape
 from support.benchmark_helpers import run_script
 from support.helpers import assert_close
@@ -45,6 +45,27 @@ def test_steps_and_calls_beside_plain_transformers(run):
     plain = next(row for row in rows if row["contender"] == "transformers")
     assert float(plain["vs_transformers"]) == 1 and not rows[-1]["vs_transformers"]
     assert "call of 128" in printed
+
+
+def test_weights_by_columns_and_a_shape_of_fewer_layers(run):
+    """What they stand beside is measured for both kinds of weights, and the model's name says how large it is."""
+    _, rows = run("--calls", "--by_columns", "--layers", 1, "--cache_dtypes", "int8")
+    names = [row["contender"] for row in rows]
+    assert {
+        f"{each}, weights by columns" for each in ("attention_sinks", "attention_sinks, int8", "linear_layers")
+    } <= {*names}
+    assert {row["model"] for row in rows} == {"tiny, 1 layer"}
+    done = run_script("speed/speed", "--layers", 1, "--model_name_or_path", "m", "--calls")
+    assert done.code == 2 and "leave --model_name_or_path out" in done.errors
+
+
+def test_weights_by_columns_are_the_same_weights():
+    plain = build_shape("tiny", "cpu", torch.float32)
+    moved, ids = by_columns(plain), random_tokens(plain, 9)
+    assert moved.lm_head.weight.stride() != plain.lm_head.weight.stride()
+    for name, weight in plain.named_parameters():
+        assert torch.equal(moved.get_parameter(name), weight)
+    assert_close(moved(ids).logits, plain(ids).logits)
 
 
 LLAMA_CPP = """

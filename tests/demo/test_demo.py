@@ -56,7 +56,10 @@ def test_a_chat_is_also_logged_in_json_lines(folder, tmp_path):
 def test_endless_generation_runs(folder, tmp_path):
     options = ("--model_name_or_path", folder, "--text", "w1 w2", "--min_new_tokens", 60, "--max_new_tokens", 60)
     options += ("--window_size", 16, "--log_file", tmp_path / "log.txt", "--device", "cpu")
-    assert "60" in run("endless_generation.py", *options)
+    printed = run("endless_generation.py", *options)
+    assert "60" in printed and "most recent tokens are kept (attention_sinks)" in printed
+    printed = run("endless_generation.py", *options, "--cache_dtype", "int8")
+    assert "60" in printed and "most recent tokens are kept in int8 (attention_sinks)" in printed
 
 
 def test_endless_generation_ends_in_order_after_ctrl_c(folder, tmp_path, monkeypatch, capsys):

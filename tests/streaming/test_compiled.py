@@ -316,6 +316,23 @@ def test_the_guide_to_compiling():
     assert graphs() == 1
 
 
+@pytest.mark.each_release
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_by_columns_change_nothing_but_time(tied, tmp_path):
+    model, ids = inject_attention_sinks(tiny_llama(tie_word_embeddings=tied), 4, 12), random_ids(1, 40)
+    before, _ = stream(model, ids)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    run_block(".t().contiguous().t()", "unused", COMPILING, torch=torch, model=model)
+    assert weight.stride() == (1, weight.shape[0])
+    assert_close(stream(model, ids)[0], before)
+    _, cache = stream(model, ids[:, :3])
+    assert_close(feed(compiled(model, "inductor"), ids[:, 3:], cache), before[:, 3:])
+    model.save_pretrained(tmp_path)
+    loaded = remove_attention_sinks(type(model).from_pretrained(tmp_path))
+    for name, saved in tiny_llama(tie_word_embeddings=tied).named_parameters():
+        assert torch.equal(loaded.get_parameter(name), saved) and loaded.get_parameter(name).is_contiguous()
+
+
 def test_the_cache_says_what_its_counters_take():
     model, ids = inject_attention_sinks(tiny_llama(), 4, 12), random_ids(50)[None]
     _, cache = stream(model, ids[:, :30])

@@ -166,7 +166,7 @@ def test_other_steps_attend_as_always(why):
 
 
 def test_where_it_cannot_be_built_steps_unpack(monkeypatch):
-    broken = mock.Mock(read_text=lambda: "this is no C++")
+    broken = mock.Mock(read_text=lambda encoding: "this is no C++")
     monkeypatch.setattr(rounded_attention, "SOURCE", broken)
     rounded_attention._built.cache_clear()
     try:
