@@ -130,7 +130,7 @@ def _attend(
     value_width: int,
 ) -> torch.Tensor:
     library = _built()
-    assert library is not None  # `takes` has asked
+    assert library is not None  # `rounded_of` has asked
     output, (*_, width) = _like_output(query, keys, values, sinks, visible, scaling, value_width), query.shape
     tensors = [tensor.contiguous() for tensor in (query, sinks, keys, values, visible)]
     call = Call(
