@@ -1,5 +1,6 @@
 """Tiny random models, streaming in calls of any length, and looking at what a cache holds."""
 
+import json
 import logging
 import re
 import warnings
@@ -284,3 +285,12 @@ def in_parallel(work):
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [future.result(timeout=300) for future in [pool.submit(run, number) for number in range(THREADS)]]
+
+
+def largest_allocation(action, folder):
+    """The most bytes that one tensor takes that `action` makes; the profiler writes its trace into `folder`."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        action()
+    profile.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    return max(event["args"]["Bytes"] for event in events if event["name"] == "[memory]")
